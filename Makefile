@@ -1,0 +1,63 @@
+# make demo: set up, then scan and explain a small network; make test: set up, then test.
+# CONTRIBUTING.md explains the rest.
+.DELETE_ON_ERROR:
+.PHONY: demo test test-all lint format bench clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Two worker processes: tests of one file stay together and share its fixtures.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# The one shard of the demo's images: written whole or not at all.
+PARTS := data/parts/parts-00000.tar
+
+demo: $(VENV)/.ready $(PARTS)
+	$(BIN)/zfscale run jobs/demo.yaml
+	@echo "The gallery is at runs/demo/gallery/index.html: open it in a browser."
+
+test: $(VENV)/.ready-dev
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.ready-dev
+	$(PYTEST) $(ARGS)
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find zfscale tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+
+$(PARTS): | $(VENV)/.ready
+	$(BIN)/zfscale images parts --count 600 --out data/parts
+
+# The stamps are newer than what they were made from: setting up again costs nothing,
+# and happens by itself when a requirement changes.
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $(VENV)/.ready $@
+
+$(BIN)/python:
+	@for python in python3 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Setting up $(VENV) with $$($$python --version); the first time takes minutes."; \
+			exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "No Python 3.11 or newer with its venv module was found. Install one, e.g." \
+		"\"apt-get install python3 python3-venv\", and run make again." >&2; \
+	exit 1

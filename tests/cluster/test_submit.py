@@ -1,0 +1,277 @@
+"""What is sent to a cluster, what is refused before, and one real cluster from end to end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zfscale.cluster import submit
+from zfscale.errors import UsageError
+
+JOB = "run: /shared/runs/x\nmodel: zfscale:zfnet\nweights: seed:0\nimages: s3://bucket/*.tar\n"
+HOME = "http://127.0.0.1:8265"
+AWAY = "http://cluster.example:8265"
+
+
+class FakeClient:
+    """Ray's client as far as it is used; keeps what was submitted, files included."""
+
+    def __init__(self, *states: Any) -> None:
+        self.states = list(states)
+        self.sent: dict[str, Any] = {}
+        self.files: dict[str, str] = {}
+
+    def submit_job(self, **request: Any) -> str:
+        folder = Path(request["runtime_env"]["working_dir"])
+        self.sent = request
+        self.files = {path.name: path.read_text() for path in folder.iterdir()}
+        return "raysubmit_1"
+
+    def get_job_info(self, job: str) -> Any:
+        if job != "raysubmit_1":
+            raise RuntimeError(f"Request failed with status code 404: Job {job} does not exist")
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    def list_jobs(self) -> list[Any]:
+        return self.states
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for chunk in ("one\n", "two\n"):
+            yield chunk
+
+
+def info(status: str, code: int | None = None, start: int = 1000, **metadata: str) -> Any:
+    return SimpleNamespace(
+        submission_id=f"raysubmit_{start}", status=SimpleNamespace(value=status), message=None,
+        driver_exit_code=code, start_time=start, end_time=None, metadata=metadata,
+    )  # fmt: skip
+
+
+def test_the_command_is_fixed_and_quoted() -> None:
+    client = FakeClient()
+    nasty = "classes=/shared/$(rm -rf ~); echo 'x'"
+    assert submit.submit(client, JOB, ["batch=64", nasty]) == "raysubmit_1"
+    (name,) = client.files
+    assert client.files[name] == JOB
+    assert name == "job-" + name.removeprefix("job-").removesuffix(".yaml") + ".yaml"
+    assert shlex.split(client.sent["entrypoint"]) == [
+        "python", "-m", "zfscale", "run", name, "--address", "auto",
+        "--set", "batch=64", "--set", nasty,
+    ]  # fmt: skip
+
+
+def test_the_same_job_has_the_same_name_and_another_has_another() -> None:
+    names = []
+    for text in (JOB, JOB, JOB + "batch: 8\n"):
+        client = FakeClient()
+        submit.submit(client, text)
+        names += client.files
+    assert names[0] == names[1] != names[2]
+
+
+def test_nothing_travels_but_the_job_and_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    client = FakeClient()
+    submit.submit(client, JOB)
+    environment = client.sent["runtime_env"]
+    assert set(environment) == {"working_dir", "py_modules", "excludes"}
+    assert [Path(module).name for module in environment["py_modules"]] == ["zfscale"]
+    assert "secret" not in repr(client.sent)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("run", "runs/x"), ("weights", "net.safetensors"), ("classes", "names.json"),
+     ("images", "[/shared/a.tar, data/b.tar]")],
+)  # fmt: skip
+def test_paths_that_mean_nothing_on_the_cluster_are_refused(key: str, value: str) -> None:
+    client = FakeClient()
+    with pytest.raises(UsageError, match=rf"{key}: .* relative"):
+        submit.submit(client, JOB, [f"{key}={value}"])
+    assert client.sent == {}
+
+
+def test_a_wrong_job_is_refused_before_it_travels() -> None:
+    with pytest.raises(UsageError, match=r"my\.yaml: bath: unknown key"):
+        submit.submit(FakeClient(), JOB + "bath: 3\n", place="my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("address", "insecure", "environment"),
+    [
+        (HOME, False, {}),
+        ("http://localhost:8265", False, {}),
+        (HOME, False, {"RAY_ADDRESS": HOME + "/"}),
+        (AWAY, True, {}),
+        (AWAY, False, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t"}),
+        (AWAY, False, {"RAY_AUTH_MODE": "Token", "RAY_AUTH_TOKEN_PATH": __file__}),
+    ],
+)
+def test_addresses_that_are_taken(
+    address: str, insecure: bool, environment: dict[str, str]
+) -> None:
+    submit._check_address(address, insecure, environment)
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "message"),
+    [
+        (AWAY, {}, "RAY_AUTH_TOKEN"),
+        (AWAY.replace("http", "https"), {}, "RAY_AUTH_TOKEN"),
+        (AWAY, {"RAY_AUTH_TOKEN": "t"}, "RAY_AUTH_MODE=token"),  # Ray would not send it
+        (AWAY, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/no/such"}, "RAY_AUTH_TOKEN"),
+        ("http://127.0.0.1.example:8265", {}, "RAY_AUTH_TOKEN"),
+        (HOME, {"RAY_ADDRESS": "auto"}, "unset RAY_ADDRESS"),
+        (HOME, {"RAY_API_SERVER_ADDRESS": AWAY}, "unset RAY_API_SERVER_ADDRESS"),
+        ("127.0.0.1:8265", {}, "expected the URL"),
+        ("ray://127.0.0.1:10001", {}, "expected the URL"),
+    ],
+)
+def test_addresses_that_are_refused(
+    address: str, environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        submit._check_address(address, False, environment)
+
+
+def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:9"):
+        submit.connect("http://127.0.0.1:9")
+
+
+def test_following_shows_the_log_and_waits_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "POLL", 0.0)
+    shown: list[str] = []
+    client = FakeClient(info("RUNNING"), info("RUNNING"), info("FAILED", code=3))
+    end = submit.follow(client, "raysubmit_1", shown.append)
+    assert shown == ["one\n", "two\n"]
+    assert (end.status, end.exit_code, end.over) == ("FAILED", 3, True)
+
+
+def test_only_our_jobs_are_listed_oldest_first() -> None:
+    client = FakeClient(
+        info("RUNNING", start=3000, zfscale_version="1"), info("RUNNING", start=2000),
+        info("STOPPED", start=1000, zfscale_version="1"),
+    )  # fmt: skip
+    assert [state.id for state in submit.jobs(client)] == ["raysubmit_1000", "raysubmit_3000"]
+
+
+def test_an_unknown_job_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="raysubmit_9"):
+        submit.state(FakeClient(), "raysubmit_9")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """The dashboard of a Ray head on loopback that asks for a token, and our environment for it."""
+    ports = free_ports(4)
+    folder = Path("/tmp") / f"zfscale-test-{os.getpid()}"  # sockets need a short path
+    environment = {name: value for name, value in os.environ.items() if "RAY_" not in name} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 2,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # The job's command is `python`: the one with our libraries.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
+        "--node-ip-address=127.0.0.1", f"--port={ports[0]}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}",
+        f"--dashboard-agent-listen-port={ports[2]}", f"--metrics-export-port={ports[3]}",
+        "--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        address = f"http://127.0.0.1:{ports[1]}"
+        wait_for(address)
+        yield address, environment
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def wait_for(address: str) -> None:
+    """Until the dashboard answers; without a token it says 401."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5)
+        except urllib.error.HTTPError as error:
+            if error.code == 401:
+                return
+            raise
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(address)
+
+
+@pytest.mark.slow
+def test_a_job_on_a_real_cluster(
+    head: tuple[str, dict[str, str]], parts_images: Path, tmp_path: Path
+) -> None:
+    address, environment = head
+
+    def zf(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "zfscale", *arguments, "--address", address]
+        return subprocess.run(
+            command, env=environment | changes, capture_output=True, text=True, check=False
+        )
+
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"run: {tmp_path}/run\nmodel: zfscale:zfnet-mini\nweights: seed:0\n"
+        f"images: {parts_images}\nbatch: 8\nanalyses: {{scan: {{top_k: 2}}}}\n"
+    )
+    done = zf("submit", str(job), "--wait", "--set", "workers=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    submission = done.stdout.split()[0]
+    assert "60 images in = 60 ok" in done.stdout
+    assert (tmp_path / "run" / "winners").is_dir()
+
+    assert "SUCCEEDED" in zf("status", submission).stdout
+    assert "60 images in" in zf("logs", submission).stdout
+    assert submission in zf("list").stdout
+    assert "ended before" in zf("stop", submission).stdout
+    assert zf("status", "raysubmit_none").returncode == 2
+
+    failing = zf(
+        "submit",
+        str(job),
+        "--wait",
+        "--set",
+        "images=/no/such/*.tar",
+        "--set",
+        f"run={tmp_path}/other",
+    )
+    assert failing.returncode == 2, failing.stdout + failing.stderr
+    assert "/no/such" in failing.stdout
+
+    refused = zf("list", RAY_AUTH_TOKEN="f" * 32)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,106 @@
+"""Top-k against a full sort under the same order, and the algebra of merging."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zfscale.convnet.topk import Identity, Winners, candidates, merge, positions
+
+FEATURES = 3
+
+
+def _winners(entries: list[tuple[int, float, int, int]]) -> Winners:
+    """Entries (feature, score, image, label); an image scores what its number says."""
+    feature = np.array([e[0] for e in entries], np.int64)
+    return Winners.scatter(
+        FEATURES,
+        feature,
+        score=np.array([e[1] for e in entries], np.float32),
+        high=np.array([e[2] // 4 for e in entries], np.uint64),
+        low=np.array([e[2] % 4 for e in entries], np.uint64),
+        label=np.array([e[3] for e in entries], np.int64),
+    )
+
+
+def _table(winners: Winners) -> list[tuple]:
+    rows = winners.rows()
+    names = ("feature", "rank", "score", "high", "low", "label")
+    return list(zip(*(rows[name].tolist() for name in names), strict=True))
+
+
+def _full_sort(entries: list[tuple[int, float, int, int]], k: int) -> list[tuple]:
+    """The definition: all entries in memory, sorted, one place per image."""
+    rows = []
+    for feature in range(FEATURES):
+        best: dict[int, tuple] = {}
+        for entry in entries:
+            if entry[0] == feature:
+                best.setdefault(entry[2], entry)
+        order = sorted(best.values(), key=lambda e: (-e[1], e[2]))[:k]
+        rows += [(feature, r, e[1], e[2] // 4, e[2] % 4, e[3]) for r, e in enumerate(order)]
+    return rows
+
+
+def _score(feature: int, image: int) -> float:
+    return float((image * 7 + feature * 3) % 5)  # many ties
+
+
+entries = st.lists(
+    st.tuples(st.integers(0, FEATURES - 1), st.integers(0, 15)), max_size=40
+).map(lambda pairs: [(f, _score(f, i), i, i % 3) for f, i in pairs])
+
+
+@given(entries, st.integers(1, 5))
+def test_merge_equals_a_full_sort(rows, k) -> None:
+    assert _table(merge([_winners(rows)], k)) == _full_sort(rows, k)
+
+
+@given(entries, entries, entries, st.integers(1, 5))
+def test_merge_is_commutative_associative_idempotent(a, b, c, k) -> None:
+    a, b, c = (_winners(rows) for rows in (a, b, c))
+    whole = _table(merge([a, b, c], k))
+    assert _table(merge([c, b, a], k)) == whole
+    assert _table(merge([merge([a, b], k), c], k)) == whole
+    assert _table(merge([a, merge([b, c], k)], k)) == whole
+    assert _table(merge([merge([a, b], k), a, c, b], k)) == whole
+
+
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 12))
+def test_candidates_never_drop_a_winner(seed, k, images) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, (images, FEATURES)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = -np.inf
+    old = [(f, float(rng.integers(0, 4)), 100 + i, 0) for f in range(FEATURES) for i in range(6)]
+    best = merge([_winners(old)], k)
+    new = [
+        (f, float(scores[i, f]), i, 0)
+        for i in range(images)
+        for f in range(FEATURES)
+        if np.isfinite(scores[i, f])
+    ]
+    mask = candidates(scores, best, k)
+    kept = [entry for entry in new if mask[entry[2], entry[0]]]
+    assert _table(merge([best, _winners(kept)], k)) == _full_sort(old + new, k)
+    assert not mask[np.isinf(scores)].any()
+
+
+def test_positions_are_the_first_maximum_in_reading_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randint(0, 3, (4, 5, 6, 7), generator=generator).float()
+    image, feature = (part.ravel() for part in np.mgrid[0:4, 0:5])
+    for layout in (torch.contiguous_format, torch.channels_last):
+        y, x = positions(maps.to(memory_format=layout), image, feature)
+        for at in range(len(image)):
+            plane = maps[image[at], feature[at]].numpy()
+            expected = next(
+                (r, c) for r in range(6) for c in range(7) if plane[r, c] == plane.max()
+            )
+            assert (y[at], x[at]) == expected
+
+
+def test_identity_splits_an_id_into_two_halves() -> None:
+    who = Identity.of(["00000000000000ff" + "f" * 16, "8" + "0" * 31], [3, None])
+    assert who.high.tolist() == [255, 2**63]
+    assert who.low.tolist() == [2**64 - 1, 0]
+    assert who.label.tolist() == [3, -1]

@@ -1,0 +1,158 @@
+"""The gallery in a real browser, opened from the disk."""
+
+import os
+import runpy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zfscale.gallery import build
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
+HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = ("--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-sync")
+
+# Pictures in an SVG have no naturalWidth: their addresses are loaded once more as images.
+BROKEN = """async () => {
+  const addresses = new Set();
+  for (const image of document.querySelectorAll("img")) addresses.add(image.src);
+  for (const image of document.querySelectorAll("svg image")) addresses.add(image.href.baseVal);
+  const broken = [];
+  for (const address of addresses) {
+    const image = new Image();
+    image.src = address;
+    await image.decode().catch(() => null);
+    if (!(image.naturalWidth > 0)) broken.push(address);
+  }
+  return [addresses.size, broken];
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    given = os.environ.get("ZFSCALE_CHROMIUM")
+    found = given or next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip("no Chromium on the path; set ZFSCALE_CHROMIUM to one")
+    return found
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> str:
+    layers = (make["Spec"]("conv1", features=6), make["Spec"]("conv5", features=15, field=23))
+    pictures = [make["Picture"](f"{HOSTILE}{i}", i % 3, make["png"](i)) for i in range(12)]
+    classes = ["cat", "dog", HOSTILE]
+    run = make["write_run"](tmp_path_factory.mktemp("browser"), layers, pictures, classes)
+    return "file://" + build(str(run)).removesuffix("/index.html")
+
+
+def failed(request: "api.Request") -> bool:
+    """Whether a request failed by itself; leaving a page breaks off those that are under way."""
+    return "ERR_ABORTED" not in (request.failure or "")
+
+
+@pytest.fixture
+def page(chromium: str) -> Iterator["api.Page"]:
+    """A page that fails the test for any console error, failed request or request elsewhere."""
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        wrong: list[str] = []
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("requestfailed", lambda r: failed(r) and wrong.append(r.url))
+        page.on("request", lambda r: None if r.url.startswith("file:") else wrong.append(r.url))
+        yield page
+        browser.close()
+        assert wrong == []
+
+
+def test_opens_from_the_disk_with_all_its_pictures(page: "api.Page", gallery: str) -> None:
+    pictures = {
+        "index.html": 2 * (5 + 8),  # the living ones; two montages each
+        "layers/conv5.html": 2 * 15,
+        "features/conv5/0013.html": 1 + 9,  # all projections in one, nine images
+    }
+    for address, count in pictures.items():
+        page.goto(f"{gallery}/{address}")
+        assert page.evaluate(BROKEN) == [count, []]
+        assert "owned" not in page.title()
+    assert page.locator(".winners > li").count() == 9
+    assert HOSTILE in page.locator(".key").first.inner_text()
+
+
+def test_montages_do_not_move_the_page_while_they_load(page: "api.Page", gallery: str) -> None:
+    page.goto(f"{gallery}/layers/conv1.html", wait_until="commit")
+    page.wait_for_selector("#f5")
+    before = page.locator("#f5").bounding_box()
+    page.wait_for_load_state("load")
+    assert page.locator("#f5").bounding_box() == before
+
+
+def test_keyboard(page: "api.Page", gallery: str) -> None:
+    page.goto(f"{gallery}/features/conv5/0013.html")
+    for key, address in (
+        ("j", "features/conv5/0014.html"),
+        ("j", "features/conv5/0014.html"),  # the last one
+        ("ArrowLeft", "features/conv5/0013.html"),
+        ("k", "features/conv5/0012.html"),
+        ("ArrowRight", "features/conv5/0013.html"),
+        ("u", "layers/conv5.html#f13"),
+        ("[", "layers/conv1.html"),
+        ("]", "layers/conv5.html"),
+        ("u", "index.html"),
+    ):
+        page.keyboard.press(key)
+        page.wait_for_url(f"{gallery}/{address}")
+    page.goto(f"{gallery}/layers/conv5.html")
+    for key in ("j", "j", "ArrowRight", "k"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.closest('li').id") == "f1"
+    page.keyboard.press("?")
+    assert page.locator("dialog[open]").is_visible()
+    page.keyboard.press("j")  # the keys rest while the help is open
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{gallery}/features/conv5/0001.html")
+
+
+def test_search(page: "api.Page", gallery: str) -> None:
+    for query, address in (
+        ("conv5 13", "features/conv5/0013.html"),
+        ("conv5/13", "features/conv5/0013.html"),
+        ("CONV5/0013", "features/conv5/0013.html"),
+        ("conv1", "layers/conv1.html"),
+        ("14", "features/conv5/0014.html"),
+    ):
+        page.goto(f"{gallery}/features/conv1/0002.html")
+        page.keyboard.press("/")
+        page.keyboard.type(query)
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{gallery}/{address}")
+    page.goto(f"{gallery}/index.html")
+    page.keyboard.press("/")
+    page.keyboard.type("dog")
+    notes = page.locator("#found [role=option] span").all_inner_texts()
+    assert notes
+    assert set(notes) == {"dog"}
+    page.locator("#search").fill("<img src=x")
+    assert page.locator("#found [role=option]").count() > 0
+    assert page.locator("#found img").count() == 0
+    page.locator("#search").fill("nowhere")
+    assert "Nothing found" in page.locator("#found").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("#found").is_hidden()
+
+
+@pytest.mark.parametrize("width", [400, 3840])
+def test_fits_the_window(page: "api.Page", gallery: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    for address in ("index.html", "layers/conv5.html", "features/conv5/0013.html"):
+        page.goto(f"{gallery}/{address}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

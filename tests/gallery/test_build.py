@@ -1,0 +1,259 @@
+"""The gallery as files: what is there, what it says, and that hostile names stay text."""
+
+import io
+import json
+import re
+import runpy
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from zfscale import results, sources
+from zfscale.errors import ZfscaleError
+from zfscale.gallery import build
+from zfscale.gallery.pictures import fit, montage, to_grey
+
+make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
+write_run, Spec, Picture = make["write_run"], make["Spec"], make["Picture"]
+
+HOSTILE = '"><script>document.title="owned"</script><img src=x onerror=alert(1)>'
+LAYERS = (
+    Spec("conv1", features=5),
+    Spec("scanned", features=3, field=23, size=4, stride=8, projected=False),
+    Spec("unknown", features=2, field=None),
+    Spec("fc", features=3, field=60, size=1, stride=1),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_run(tmp_path_factory.mktemp("gallery"), LAYERS, classes=["cat", "dog", "owl"])
+    build(str(run))
+    return run
+
+
+class Markup(HTMLParser):
+    """All tags, attributes and text of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def links(self) -> list[str]:
+        return [values[n] for _, values in self.tags for n in ("href", "src") if n in values]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def check_links(gallery: Path) -> None:
+    """Every address in every page leads to a file of the gallery."""
+    for page in gallery.rglob("*.html"):
+        for link in Markup(page).links():
+            target = (page.parent / (unquote(urldefrag(link).url) or page.name)).resolve()
+            assert target.is_file(), f"{page}: {link}"
+            assert target.is_relative_to(gallery.resolve())
+
+
+def test_every_layer_and_feature_has_its_page_at_a_stable_address(run: Path) -> None:
+    gallery = run / "gallery"
+    pages = {str(path.relative_to(gallery)) for path in gallery.rglob("*.html")}
+    expected = {"index.html"}
+    for spec in LAYERS:
+        expected.add(f"layers/{spec.name}.html")
+        expected |= {f"features/{spec.name}/{n:04d}.html" for n in range(spec.features)}
+    assert pages == expected
+    check_links(gallery)
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_is_inline(run: Path) -> None:
+    for page in (run / "gallery").rglob("*.html"):
+        markup = Markup(page)
+        policies = [v["content"] for _, v in markup.tags if "http-equiv" in v]
+        assert len(policies) == 1
+        assert policies[0].startswith("default-src 'none'")
+        assert "unsafe" not in policies[0]
+        for tag, values in markup.tags:
+            assert tag != "style"
+            assert tag != "script" or values["src"]
+            assert not [name for name in values if name.startswith("on") or name == "style"]
+        assert not [link for link in markup.links() if ":" in link or link.startswith("/")]
+
+
+def test_montages_hold_the_winners_in_order(run: Path) -> None:
+    opened = results.Results(str(run))
+    folder = run / "gallery" / "pictures" / "conv1"
+    patches = np.stack([fit(patch, (55, 55)) for patch in opened.patches("conv1", 2)])
+    # 11 x 11 is shown five times as large: JPEG, so nearly the same.
+    difference = np.abs(pixels(folder / "0002-patches.jpg") - montage(patches, 9))
+    assert difference.mean() < 4
+    large = np.stack([to_grey(value) for value in opened.projection("conv1", 2)])
+    np.testing.assert_array_equal(pixels(folder / "0002-large.png"), montage(large, 9))
+
+
+def test_pages_say_what_the_tables_say(run: Path) -> None:
+    opened = results.Results(str(run))
+    rows = opened.winners_of("conv1", 1)
+    markup = Markup(run / "gallery/features/conv1/0001.html")
+    for row in rows.itertuples():
+        assert row.key in markup.text
+        assert f"unit {row.y}, {row.x}" in markup.text
+    boxes = [v for tag, v in markup.tags if tag == "rect" and v.get("class") == "box"]
+    assert [(int(v["x"]), int(v["y"])) for v in boxes] == list(
+        zip(rows["x0"], rows["y0"], strict=True)
+    )
+    projections = [v for tag, v in markup.tags if tag == "image" and "large" in v["href"]]
+    assert len(projections) == 9
+    overview = Markup(run / "gallery/index.html").text
+    assert "not an image 1" in overview
+    assert "66.7 %" not in overview
+    assert "83.3 %" in overview  # ranks 0 to 6, then 0 to 4: ten of twelve are not the first
+    assert "16.7 %" in overview  # two are 5 or more
+
+
+def test_odd_layers_show_what_there_is(run: Path) -> None:
+    gallery = run / "gallery"
+    scanned = Markup(gallery / "layers/scanned.html")
+    assert "not deconvolved" in scanned.text
+    assert Counter(tag for tag, _ in scanned.tags)["img"] == 3
+    assert "receptive field not known" in Markup(gallery / "layers/unknown.html").text
+    assert 'class="box"' not in (gallery / "features/unknown/0000.html").read_text()
+    assert "fully connected" in Markup(gallery / "layers/fc.html").text
+    dead = [v for tag, v in Markup(gallery / "layers/conv1.html").tags if v.get("class") == "dead"]
+    assert [v["id"] for v in dead] == ["f3"]
+    assert "dead" in Markup(gallery / "features/conv1/0003.html").text
+
+
+def test_every_image_has_its_size_and_a_text(run: Path) -> None:
+    for page in (run / "gallery").rglob("*.html"):
+        for tag, values in Markup(page).tags:
+            if tag == "img":
+                size = Image.open(page.parent / values["src"]).size
+                assert size == (int(values["width"]), int(values["height"]))
+                assert values["alt"]
+            if tag == "svg":
+                assert values["role"] == "img"
+                assert values["aria-label"]
+
+
+def test_building_again_changes_nothing(run: Path) -> None:
+    before = content(run / "gallery")
+    assert build(str(run)) == f"{run}/gallery/index.html"
+    assert content(run / "gallery") == before
+
+
+def test_each_winning_image_is_read_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Counter[int | None] = Counter()
+    fetch = sources.fetch
+
+    def counted(ref):
+        read[ref.uri] += 1
+        return fetch(ref)
+
+    monkeypatch.setattr(sources, "fetch", counted)
+    done: list[tuple[int, int]] = []
+    build(str(run), str(tmp_path / "out"), lambda *at: done.append(at))
+    assert set(read.values()) == {1}
+    assert len(read) == 12
+    files = len(content(tmp_path / "out"))
+    assert done == [(n, files) for n in range(1, files + 1)]
+
+
+def test_short_lists_without_labels(tmp_path: Path) -> None:
+    pictures = [Picture(f"p{i}", None, make["png"](i)) for i in range(2)]
+    run = write_run(tmp_path, (Spec("conv1"),), pictures)
+    build(str(run))
+    page = Markup(run / "gallery/features/conv1/0000.html")
+    assert page.text.count("no label") == 2
+    assert "error" not in Markup(run / "gallery/index.html").text
+    check_links(run / "gallery")
+
+
+def test_more_winners_than_a_montage_shows(tmp_path: Path) -> None:
+    run = write_run(tmp_path, (Spec("conv1"),), k=11)
+    build(str(run))
+    page = Markup(run / "gallery/features/conv1/0000.html")
+    views = [v["viewbox"] for t, v in page.tags if t == "svg" and "projection" in v["aria-label"]]
+    assert views[10] == "22 22 11 11"
+    assert Image.open(run / "gallery/pictures/conv1/0000-large.png").size == (44, 44)
+    assert Image.open(run / "gallery/pictures/conv1/0000-projections.jpg").size == (165, 165)
+
+
+def test_hostile_names_stay_text_and_inside(tmp_path: Path) -> None:
+    names = (HOSTILE, "../../../escape", "conv1", "CONV1", "..")
+    pictures = [Picture(f"../../{HOSTILE}{i}", i % 3, make["png"](i)) for i in range(3)]
+    classes = [HOSTILE, "</script><!--", "\u2028\ud800'; alert(1)//"]
+    run = write_run(tmp_path, (Spec("a"),), pictures, classes)
+    record = json.loads((run / "run.json").read_text())
+    record["spec"]["model"] = HOSTILE
+    (run / "run.json").write_text(json.dumps(record))
+    _rename_layers(run, names)
+    before = {path for path in tmp_path.rglob("*") if run / "gallery" not in path.parents}
+    build(str(run))
+    after = {path for path in tmp_path.rglob("*") if run / "gallery" not in path.parents}
+    assert after - before == {run / "gallery"}
+    plain = {"a", "body", "img", "script", "svg", "image", "rect", "title"}
+    for page in (run / "gallery").rglob("*.html"):
+        markup = Markup(page)
+        assert sum(tag == "script" for tag, _ in markup.tags) == 2
+        assert not [v for tag, v in markup.tags if tag in plain and "onerror" in v]
+    assert HOSTILE in Markup(run / "gallery/index.html").text
+    data = (run / "gallery/assets/features.js").read_text()
+    assert re.fullmatch(r"globalThis\.zfscale=\{[^<>&]*\};\n", data)
+    check_links(run / "gallery")
+
+
+def _rename_layers(run: Path, names: tuple[str, ...]) -> None:
+    """The tables of layer `a` once for each name, with the names as a column, not a folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    record = json.loads((run / "run.json").read_text())
+    record["layers"] = [record["layers"][0] | {"name": name} for name in names]
+    (run / "run.json").write_text(json.dumps(record))
+    for table in ("features", "winners"):
+        file = run / table / "layer=a" / "part-0.parquet"
+        rows = pq.read_table(file, partitioning=None)
+        file.unlink()
+        file.parent.rmdir()
+        parts = [rows.append_column("layer", pa.array([name] * len(rows))) for name in names]
+        pq.write_table(pa.concat_tables(parts), run / table / "part.parquet")
+
+
+def test_a_gallery_at_a_url(run: Path) -> None:
+    address = build(str(run), "memory://stored/gallery/")
+    assert address == "memory://stored/gallery/index.html"
+    memory = fsspec.filesystem("memory")
+    stored = memory.cat_file("/stored/gallery/pictures/conv1/0000-large.png")
+    assert Image.open(io.BytesIO(stored)).size == (33, 33)
+    assert len(memory.find("/stored/gallery")) == len(content(run / "gallery"))
+
+
+def test_an_image_that_is_gone_stops_the_build(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (tmp_path / "images" / "0005.bin").unlink()
+    with pytest.raises(ZfscaleError, match=r"cannot be read again from .*0005.bin"):
+        build(str(run))
+    assert not (run / "gallery" / "index.html").exists()

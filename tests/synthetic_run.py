@@ -1,0 +1,188 @@
+"""A small finished run, written by hand with pyarrow and zarr: what results and gallery read.
+
+Tests load it with `runpy`, as test files are no packages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from PIL import Image
+
+from zfscale.records import Preprocessing
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A layer to be written. `field` None: geometry unknown, so no boxes and no projections."""
+
+    name: str
+    features: int = 4
+    size: int = 8
+    stride: int = 4
+    field: int | None = 11
+    projected: bool = True
+
+
+@dataclass(frozen=True)
+class Picture:
+    key: str
+    label: int | None
+    data: bytes
+
+
+def png(seed: int, height: int = 40, width: int = 48) -> bytes:
+    """A picture that differs everywhere: low frequencies, so that resizing keeps it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_run(
+    folder: Path,
+    layers: tuple[Spec, ...] = (Spec("conv1"), Spec("conv2", field=23, size=4, stride=8)),
+    pictures: list[Picture] | None = None,
+    classes: list[str] | None = None,
+    k: int = 9,
+    crop: int = 32,
+    dead: int | None = 3,
+    status: str = "complete",
+) -> Path:
+    """Write FOLDER/run and FOLDER/images; return the run. Feature `dead` of each layer is dead."""
+    run, store = folder / "run", folder / "images"
+    store.mkdir(parents=True)
+    run.mkdir()
+    if pictures is None:
+        pictures = [Picture(f"picture-{i:02d}", i % 3, png(i)) for i in range(12)]
+    ids = [hashlib.blake2b(p.data, digest_size=16).hexdigest() for p in pictures]
+    _write_images(run, store, pictures, ids)
+    for spec in layers:
+        rng = np.random.default_rng(len(spec.name) + spec.features)
+        winners = _winners(rng, spec, pictures, ids, min(k, len(pictures)))
+        _write(run / "winners" / f"layer={spec.name}", winners)
+        _write(run / "features" / f"layer={spec.name}", _features(rng, spec, winners, dead))
+        if spec.projected and spec.field is not None:
+            _write_projections(run, spec, k)
+    record = {
+        "spec": {"model": "test:net", "images": [str(store)], "analyses": {"scan": {"top_k": k}}},
+        "run_id": "r1",
+        "status": status,
+        "preprocessing": asdict(
+            Preprocessing(36, (crop, crop), (120.0, 110.0, 100.0), (60.0,) * 3)
+        ),
+        "classes": classes,
+        "layers": [_layer(spec) for spec in layers],
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    return run
+
+
+def _layer(spec: Spec) -> dict:
+    field = None if spec.field is None else [spec.field] * 2
+    stride = None if spec.field is None else [spec.stride] * 2
+    size = {"height": spec.size, "width": spec.size, "stride": stride, "field": field}
+    return {"name": spec.name, "node": None, "channels": spec.features, **size}
+
+
+def _write_images(run: Path, store: Path, pictures: list[Picture], ids: list[str]) -> None:
+    rows = []
+    for index, (picture, identity) in enumerate(zip(pictures, ids, strict=True)):
+        path = store / f"{index:04d}.bin"
+        path.write_bytes(b"head" + picture.data)
+        rows.append({
+            "id": identity, "key": picture.key, "uri": str(path), "offset": 4,
+            "length": len(picture.data), "row_group": None, "row": None, "label": picture.label,
+            "width": 48, "height": 40, "predicted": 0, "probability": 0.5,
+            "rank": None if picture.label is None else index % 7, "status": "ok", "reason": None,
+        })  # fmt: skip
+    nowhere = {"uri": "/nowhere", "offset": 0, "length": 1, "rank": None, "predicted": None}
+    rows.append(rows[0] | nowhere | {"status": "duplicate"})
+    bad = {"id": None, "status": "quarantined", "reason": "not_an_image"}
+    rows.append(rows[0] | nowhere | bad)
+    table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
+    for name in ("row_group", "row"):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, table[name].cast(pa.int64()))
+    _write(run / "images", table)
+
+
+def _winners(rng, spec: Spec, pictures: list[Picture], ids: list[str], k: int) -> pa.Table:
+    rows = []
+    for feature in range(spec.features):
+        chosen = rng.choice(len(pictures), k, replace=False)
+        scores = np.sort(rng.gamma(2, 4, k).astype(np.float32))[::-1]
+        for rank, index in enumerate(chosen.tolist()):
+            y, x = rng.integers(0, spec.size, 2).tolist()
+            y0, x0 = y * spec.stride - 3, x * spec.stride - 3
+            field = spec.field
+            rows.append({
+                "run_id": "r1", "feature": feature, "rank": rank, "score": float(scores[rank]),
+                "image_id": ids[index], "key": pictures[index].key, "y": y, "x": x,
+                "y0": None if field is None else y0, "x0": None if field is None else x0,
+                "y1": None if field is None else y0 + field,
+                "x1": None if field is None else x0 + field,
+                "label": pictures[index].label,
+            })  # fmt: skip
+    table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
+    return table.set_column(3, "score", table["score"].cast(pa.float32()))
+
+
+def _features(rng, spec: Spec, winners: pa.Table, dead: int | None) -> pa.Table:
+    scores = np.asarray(winners["score"]).reshape(spec.features, -1)
+    number = np.arange(spec.features)
+    labels = [label for label in set(winners["label"].to_pylist()) if label is not None]
+    top = [rng.choice(labels, min(5, len(labels)), replace=False).tolist() for _ in number]
+    selective = rng.beta(2, 3, spec.features)
+    return pa.table(
+        {
+            "run_id": ["r1"] * spec.features,
+            "feature": number,
+            "max": np.where(number == dead, 0, scores[:, 0]).astype(np.float32),
+            "mean": scores.mean(1).astype(np.float64),
+            "std": scores.std(1).astype(np.float64),
+            "fraction_active": np.where(number == dead, 0, rng.beta(2, 2, spec.features)),
+            "dead": number == dead,
+            "selectivity": [
+                None if i == dead or not labels else float(selective[i]) for i in number
+            ],
+            "top_class": pa.array([best[0] if best else None for best in top], pa.int64()),
+            "top_classes": pa.array(top, pa.list_(pa.int64())),
+        }
+    )
+
+
+def _write_projections(run: Path, spec: Spec, k: int) -> None:
+    """Oriented waves, all different, in the shape that the stores write."""
+    group = zarr.open_group(run / "projections.zarr", mode="a")
+    shape = (spec.features, k, spec.field, spec.field, 3)
+    rng = np.random.default_rng(spec.features)
+    array = group.create_array(
+        spec.name,
+        shape=shape,
+        chunks=(1, 1, *shape[2:]),
+        shards=(min(spec.features, 16), *shape[1:]),
+        dtype="float32",
+        fill_value=0.0,
+    )
+    y, x = np.indices((spec.field, spec.field)) / spec.field - 0.5
+    window = np.exp(-6 * (y * y + x * x))[..., None]
+    for start in range(0, spec.features, 16):
+        count = min(16, spec.features - start)
+        angle = rng.uniform(0, 3.14, (count, k, 1, 1))
+        wave = np.sin(14 * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
+        array[start : start + count] = wave * window * rng.normal(0.5, 0.5, (count, k, 1, 1, 3))
+
+
+def _write(folder: Path, table: pa.Table) -> None:
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "part-0.parquet")

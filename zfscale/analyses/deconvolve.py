@@ -1,0 +1,113 @@
+"""deconvolve: project the winners of every feature down to pixels.
+
+Zeiler & Fergus (ECCV 2014), section 2.1: start from one activation, unpool by the switches,
+rectify, filter with the transposed weights, down to the image. Works from stored records
+alone, on the crop that is the receptive field of the unit, and reads no image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from zfscale.analyses import Context, Output, Pass, View
+from zfscale.analyses._tables import WINNERS
+from zfscale.convnet.deconvnet import Deconvnet
+from zfscale.convnet.network import Layer
+from zfscale.records import Array, Block, Task
+
+SHARD_BYTES = 64 << 20
+"""Projections in one task and one shard of an array, before compression."""
+FEATURES = 64
+"""Features in one task at most, so that narrow layers still spread over the workers."""
+
+
+class Options(BaseModel, frozen=True, extra="forbid"):
+    """Options of `deconvolve` in a job file."""
+
+    unpooling: Literal["accumulate", "place"] = Field(
+        default="accumulate",
+        description="Where two windows of overlapping pools send their maxima to one pixel: add "
+        "them (the backward pass of max pooling), or let the later one overwrite.",
+    )
+
+
+def passes(options: Options) -> tuple[Pass, ...]:
+    """One pass, over blocks of features."""
+    deconvolve = Deconvolve(options)
+    return (
+        Pass(
+            "deconvolve",
+            deconvolve.plan,
+            deconvolve.run,
+            lambda view, tasks: iter(()),
+            arrays=deconvolve.arrays,
+        ),
+    )
+
+
+class Deconvolve:
+    """The pass under given options; holds nothing else."""
+
+    def __init__(self, options: Options) -> None:
+        self.unpooling = options.unpooling
+
+    def plan(self, view: View) -> Sequence[Task]:
+        """One task for every shard of projections that has a winner."""
+        winners = view.table(WINNERS)
+        names = ("feature", "rank", "score", "y", "x")
+        tasks = []
+        for array in self.arrays(view):
+            layer = array.path.split("/")[1]
+            for start in range(0, array.shape[0], array.shard):
+                stop = min(start + array.shard, array.shape[0])
+                mine = (winners["layer"] == layer) & (winners["feature"] >= start)
+                mine &= winners["feature"] < stop
+                if mine.any():
+                    units = {name: winners[name][mine].tolist() for name in names}
+                    block = {"layer": layer, "start": start, "stop": stop, "k": array.shape[1]}
+                    tasks.append(Task("deconvolve", payload=block | units))
+        return tasks
+
+    def arrays(self, view: View) -> Sequence[Array]:
+        """One array a layer: (features, k, h, w, 3), the receptive field in input pixels."""
+        winners = view.table(WINNERS)
+        if not len(winners["rank"]):
+            return []
+        k = int(winners["rank"].max()) + 1
+        layers = [view.network.layer(name) for name in sorted(set(winners["layer"].tolist()))]
+        return [_array(layer, Deconvnet.of(view.network, layer).field, k) for layer in layers]
+
+    def run(self, context: Context, task: Task) -> Output:
+        """Project the winners of a block of features."""
+        work = task.payload
+        layer = context.network.layer(work["layer"])
+        deconvnet = Deconvnet.of(context.network, layer, self.unpooling)
+        feature, rank = np.array(work["feature"]), np.array(work["rank"])
+        row = feature - work["start"]
+        switches = {
+            pool: context.read(f"switches.zarr/{layer.name}/{pool}", work["start"], work["stop"])
+            for pool in deconvnet.pools
+        }
+        array = _array(layer, deconvnet.field, work["k"])
+        data = np.zeros((work["stop"] - work["start"], *array.shape[1:]), np.float32)
+        pixels = deconvnet.project(
+            feature,
+            np.array(work["score"], np.float32),
+            np.array(work["y"]),
+            np.array(work["x"]),
+            {pool: records[row, rank] for pool, records in switches.items()},
+        )
+        colours = slice(None, None, -1 if context.network.preprocessing.order == "BGR" else 1)
+        data[row, rank] = pixels[:, colours].transpose(0, 2, 3, 1)
+        return Output(blocks=[Block(array, work["start"], data)])
+
+
+def _array(layer: Layer, field: tuple[int, int], k: int) -> Array:
+    size = k * field[0] * field[1] * 3 * 4
+    shard = max(1, min(layer.channels, FEATURES, SHARD_BYTES // size))
+    path = f"projections.zarr/{layer.name}"
+    return Array(path, (layer.channels, k, *field, 3), "float32", shard, 0)

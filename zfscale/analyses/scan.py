@@ -1,0 +1,163 @@
+"""scan: the strongest images of every feature, its statistics, and what the network predicts.
+
+Zeiler & Fergus (ECCV 2014), section 4.1 and Figure 2: the top activations of each feature over
+all images. One pass over the images keeps scores, positions and exact sums; a second one
+(`_switches.py`) reads each winning image once more and stores the pooling switches that its
+deconvolution needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from zfscale.analyses import Context, Output, Pass, View, _switches
+from zfscale.analyses._predictions import join, no_predictions, predict
+from zfscale.analyses._tables import FEATURES, IMAGES, WINNERS
+from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.observe import observe
+from zfscale.convnet.statistics import Tally
+from zfscale.convnet.topk import Identity, Winners, merge
+from zfscale.records import Columns, Reason, Status, Table, Task
+
+
+class Options(BaseModel, frozen=True, extra="forbid"):
+    """Options of `scan` in a job file."""
+
+    layers: tuple[str, ...] | None = Field(
+        default=None,
+        description="Module names; left out, every convolution after its rectification.",
+    )
+    top_k: int = Field(default=9, ge=1, le=1000, description="Images kept for every feature.")
+
+
+def passes(options: Options) -> tuple[Pass, ...]:
+    """The tally over all images, then the switches of the winners."""
+    scan = Scan(options)
+    tables = (IMAGES, FEATURES, WINNERS)
+    tally = Pass("scan", scan.plan, scan.run, scan.publish, tables, over_collection=True)
+    return (tally, _switches.revisit(options.layers))
+
+
+class Scan:
+    """The first pass under given options; holds nothing else."""
+
+    def __init__(self, options: Options) -> None:
+        self.k = options.top_k
+        self.names = options.layers
+
+    def plan(self, view: View) -> Sequence[Task]:
+        """One task a range; a range with images that an earlier one has, once more without them.
+
+        Copies of one image must not count twice in the statistics. They show only when all
+        ranges have been read, and they are rare: their tasks are done again.
+        """
+        view.network.choose(self.names)  # an unknown layer stops the job before any work
+        tasks = [Task("scan", images) for images in view.ranges]
+        done = view.done("scan")
+        if any(task.id not in done for task in tasks):
+            return tasks
+        seen: set[str] = set()
+        planned = []
+        for task, images in zip(tasks, view.ranges, strict=True):
+            outcomes = done[task.id]("outcomes")
+            ok = outcomes["status"] == Status.OK
+            ids, places = outcomes["id"][ok], outcomes["index"][ok]
+            copies = tuple(int(at) for at, id_ in zip(places, ids, strict=True) if id_ in seen)
+            seen.update(ids)
+            planned.append(Task("scan", images.without(copies)) if copies else task)
+        return planned
+
+    def run(self, context: Context, _: Task) -> Output:
+        """Scan the images of one task: its winners, sums and predictions."""
+        layers = context.network.choose(self.names)
+        best = {layer.name: Winners.empty(layer.channels) for layer in layers}
+        tally = Tally(sum(layer.channels for layer in layers))
+        predictions = [no_predictions()]
+        for batch in context.batches():
+            who = Identity.of(
+                [image.id for image in batch.images], [image.label for image in batch.images]
+            )
+            seen = observe(context.network, layers, batch.pixels, who, best, self.k)
+            for index in np.flatnonzero(~seen.finite):
+                context.quarantine(batch.images[index], Reason.NON_FINITE)
+            for name, found in seen.winners.items():
+                best[name] = merge([best[name], found], self.k)
+            tally.add(seen.scores[seen.finite], who.label[seen.finite])
+            predictions.append(predict(batch, who, seen))
+        rows = [_named(name, winners.rows()) for name, winners in best.items()]
+        return Output(
+            {
+                "winners": _stack(rows),
+                "sums": tally.rows(),
+                "predictions": _stack(predictions),
+            }
+        )
+
+    def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
+        """Merge the tasks: images as they come, then features and winners layer by layer."""
+        layers = view.network.choose(self.names)
+        done = view.done("scan")
+        tally = Tally(sum(layer.channels for layer in layers))
+        best = {layer.name: Winners.empty(layer.channels) for layer in layers}
+        for task in tasks:
+            read = done[task.id]
+            tally.merge(read("sums"))
+            rows = read("winners")
+            for layer in layers:
+                part = _scatter(rows, layer)
+                best[layer.name] = merge([best[layer.name], part], self.k)
+            yield IMAGES, join(read("outcomes"), read("predictions"))
+        summary, start = tally.summary(), 0
+        for layer in layers:
+            stop = start + layer.channels
+            columns = {name: values[start:stop] for name, values in summary.items()}
+            yield FEATURES, _named(layer.name, {"feature": np.arange(layer.channels)} | columns)
+            yield WINNERS, _final(view, layer, best[layer.name])
+            start = stop
+
+
+def _named(layer: str, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    length = len(next(iter(columns.values())))
+    return {"layer": np.full(length, layer, dtype=object), **columns}
+
+
+def _stack(parts: Sequence[Columns]) -> Columns:
+    return {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _scatter(rows: Columns, layer: Layer) -> Winners:
+    mine = rows["layer"] == layer.name
+    names = ("score", "high", "low", "y", "x", "label")
+    columns = {name: np.asarray(rows[name][mine]) for name in names}
+    return Winners.scatter(layer.channels, rows["feature"][mine], **columns)
+
+
+def _final(view: View, layer: Layer, best: Winners) -> Columns:
+    """Rows of `winners` for one layer, with the names of the images and receptive fields."""
+    rows = best.rows()
+    halves = zip(rows.pop("high"), rows.pop("low"), strict=True)
+    ids = [f"{high:016x}{low:016x}" for high, low in halves]
+    keys = {image.id: image.key for image in view.images(sorted(set(ids)))}
+    label = rows.pop("label")
+    named = {
+        "image_id": np.array(ids, dtype=object),
+        "key": np.array([keys[id_] for id_ in ids], dtype=object),
+        "label": np.ma.masked_array(label, label < 0),
+    }
+    return _named(layer.name, rows | named | _receptive_fields(view.network, layer, rows))
+
+
+def _receptive_fields(network: Network, layer: Layer, rows: Columns) -> dict[str, NDArray[Any]]:
+    """Boxes of the winning units in input pixels; masked where the geometry is not known."""
+    if layer.field is None:
+        unknown = np.ma.masked_all(len(rows["y"]), np.int64)
+        return dict.fromkeys(("y0", "x0", "y1", "x1"), unknown)
+    window = network.window(layer)
+    y0, x0 = window.origin(rows["y"], rows["x"])
+    boxes = {"y0": y0, "x0": x0, "y1": y0 + window.size[0], "x1": x0 + window.size[1]}
+    return {name: np.ma.masked_array(values) for name, values in boxes.items()}

@@ -1,0 +1,88 @@
+"""How a command ends: messages without tracebacks, exit codes, Ctrl-C.
+
+Knows the errors of errors.py and those of click; not what any command does.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from zfscale.errors import ZfscaleError
+
+INTERRUPTED = 130
+
+
+def exit_code(command: click.Command, arguments: Sequence[str] | None) -> int:
+    """Run `command` and return the exit code of the process; errors are shown on stderr.
+
+    An error that is no ZfscaleError is a mistake of ours: it keeps its traceback, and Python
+    ends with 1.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    context = None
+    try:
+        with interruptible(), command.make_context("zfscale", arguments.copy()) as context:
+            command.invoke(context)
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ZfscaleError as error:
+        if context is not None and context.params["debug"]:
+            traceback.print_exc()
+        click.echo(f"zfscale: {error}", err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("zfscale: interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; and nothing more shall be flushed to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt once; the second one ends the process at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def at_once(_number: int, _frame: FrameType | None) -> None:
+        os._exit(INTERRUPTED)
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, at_once)
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, first)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around a command that can be repeated to go on: say so when it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = shlex.join(["zfscale", *sys.argv[1:]])
+        click.echo(
+            f"zfscale: interrupted; what is finished is kept. Go on with:\n  {again}", err=True
+        )
+        raise click.exceptions.Exit(INTERRUPTED) from None

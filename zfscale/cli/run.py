@@ -1,0 +1,129 @@
+"""`zfscale run` and `zfscale train`: work in the foreground, with progress and a summary."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from zfscale.cli.ending import resumable
+from zfscale.errors import OverBudget, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zfscale.events import Summary
+    from zfscale.job import Job
+    from zfscale.worker import Executor, Setup
+
+sets = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Overrule a key of the job file by its dotted path; may be repeated.",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("job_file", metavar="JOB.yaml")
+@sets
+@click.option("--address", metavar="A", help="Work on the Ray cluster there; auto finds it.")
+@click.option("--serial", is_flag=True, help="Work in this process, without Ray.")
+@click.option("--workers", type=int, metavar="N", help="The same as --set workers=N.")
+@click.option(
+    "--max-quarantined", type=float, metavar="F", help="The same as --set max_quarantined=F."
+)
+@click.option("--json", "as_json", is_flag=True, help="Progress and summary as JSON lines.")
+def run(
+    job_file: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    serial: bool,
+    workers: int | None,
+    max_quarantined: float | None,
+    as_json: bool,
+) -> None:
+    """Carry out a job, or what is left of it.
+
+    By default on a Ray that lives inside this command and uses this machine.
+    """
+    from zfscale import job
+
+    if serial and address is not None:
+        raise UsageError("--serial and --address contradict each other: give one of them")
+    same = {"workers": workers, "max_quarantined": max_quarantined}
+    overrides += tuple(f"{key}={value}" for key, value in same.items() if value is not None)
+    wanted = job.load(job_file, overrides)
+    from zfscale import driver, progress, view  # heavy: a wrong job file is told before
+
+    with resumable(), progress.shown(sys.stderr, as_json) as report:
+        setup = view.resolve(wanted)
+        summary = driver.run(setup, _executor(address, serial), report)
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    else:
+        click.echo("\n".join(lines(summary)))
+    _check_budget(summary, setup.job)
+
+
+def lines(summary: Summary) -> list[str]:
+    """What a finished job says: counts that add up, errors of the classifier, what comes next."""
+    from zfscale.progress import duration
+
+    counts = summary.counts
+    done = f"{counts.ok:,} ok + {counts.quarantined:,} quarantined + {counts.duplicate:,} duplicate"
+    text = [f"{counts.images:,} images in = {done}, in {duration(summary.seconds)}"]
+    if summary.top1 is not None and summary.top5 is not None:
+        text.append(f"top-1 error {summary.top1:.2%}, top-5 error {summary.top5:.2%}")
+    return [
+        *text,
+        f"results in {summary.run}; next:",
+        f"  zfscale gallery {summary.run}",
+        f"  zfscale verify {summary.run}",
+    ]
+
+
+@click.command()
+@click.argument("job_file", metavar="JOB.yaml")
+@sets
+def train(job_file: str, overrides: tuple[str, ...]) -> None:
+    """Train a network from labelled images, as a job file says."""
+    from zfscale import training
+
+    report = training.train(training.load(job_file, overrides), _tell)
+    click.echo(
+        f"{report.accuracy:.2%} of {report.held_out:,} held-out images right; "
+        f"weights in {report.job.out}"
+    )
+
+
+def _tell(epoch: object) -> None:
+    click.echo(json.dumps(asdict(epoch)), err=True)  # type: ignore[call-overload]
+
+
+def _executor(address: str | None, serial: bool) -> Callable[[Setup], Executor]:
+    if serial:
+        from zfscale.worker import Serial
+
+        return Serial
+    from zfscale.cluster.pool import RayPool
+
+    def pool(setup: Setup) -> Executor:
+        workers = None if setup.job.workers == "auto" else setup.job.workers
+        return RayPool(setup, workers, address)
+
+    return pool
+
+
+def _check_budget(summary: Summary, job: Job) -> None:
+    allowed = job.max_quarantined * summary.counts.images
+    if summary.counts.quarantined > allowed:
+        raise OverBudget(
+            f"{summary.counts.quarantined:,} images were quarantined, more than the "
+            f"{job.max_quarantined:.2%} that max_quarantined allows; the results are complete "
+            f"without them, and {summary.run}/images says why each"
+        )
+
+
+COMMANDS = (run, train)

@@ -1,0 +1,125 @@
+"""Looking at models, job files and runs: `zfscale layers`, `verify`, `gallery` and their like."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from zfscale.convnet.network import Layer
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--weights", metavar="FILE", help="File, URL or seed:N; the layers need none.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def layers(model: str, weights: str | None, as_json: bool) -> None:
+    """List the layers of a network whose features can be observed."""
+    from zfscale import models
+
+    # Random weights have the same layers, and need no file.
+    found = models.load(model, weights or (None if "@" in model else "seed:0")).layers
+    if as_json:
+        click.echo(json.dumps([asdict(layer) for layer in found], indent=2))
+        return
+    width = max(len(layer.name) for layer in found)
+    click.echo(f"{'layer':{width}}  channels        size    stride  receptive field")
+    for layer in found:
+        click.echo(f"{layer.name:{width}}  {_row(layer)}")
+
+
+def _row(layer: Layer) -> str:
+    size = _by((layer.height, layer.width))
+    return f"{layer.channels:8,}  {size:>10}{_by(layer.stride):>10}{_by(layer.field):>17}"
+
+
+def _by(pair: tuple[int, int] | None) -> str:
+    return "?" if pair is None else f"{pair[0]} x {pair[1]}"
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+def verify(run: str) -> None:
+    """Check manifest, hashes and accounting of a run, and print one digest of its results."""
+    from zfscale.errors import IntegrityError
+    from zfscale.stores import manifest
+    from zfscale.stores.digest import digest
+    from zfscale.stores.storage import open_storage
+    from zfscale.stores.verify import find_damage
+
+    storage = open_storage(run)
+    damage = find_damage(storage, manifest.load(storage))
+    if damage:
+        told = "\n".join(f"  {each}" for each in damage)
+        raise IntegrityError(f"{run}: {len(damage)} files are not what was committed:\n{told}")
+    click.echo(digest(storage))
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--out", metavar="DIR", help="Where to write it; RUN/gallery if left out.")
+def gallery(run: str, out: str | None) -> None:
+    """Write the gallery of a run: static HTML that opens from the disk."""
+    from tqdm import tqdm
+
+    from zfscale.gallery.build import build
+
+    with tqdm(unit=" files", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        index = build(run, out, progress)
+    click.echo(index)
+
+
+@click.group()
+def images() -> None:
+    """Make images."""
+
+
+@images.command()
+@click.option("--count", type=int, required=True, metavar="N", help="How many.")
+@click.option("--out", required=True, metavar="DIR", help="Folder of the tars.")
+@click.option("--seed", type=int, default=0, metavar="S", show_default=True)
+def parts(count: int, out: str, seed: int) -> None:
+    """Render creatures whose classes are told apart by parts, and where these are."""
+    from zfscale.datasets import parts as dataset
+
+    for shard in dataset.write(out, count, seed):
+        click.echo(shard)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of a job file, the options of every analysis included."""
+    from zfscale import analyses
+    from zfscale.job import Job
+
+    document = Job.model_json_schema()
+    options = {name: analyses.load(name).Options.model_json_schema() for name in analyses.names()}
+    document["properties"]["analyses"] |= {"properties": options, "additionalProperties": False}
+    click.echo(json.dumps(document, indent=2))
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--delete", is_flag=True, help="Delete; without it they are only listed.")
+def gc(run: str, delete: bool) -> None:
+    """List the files of a run that nothing refers to, or delete them."""
+    from zfscale.stores.gc import collect, garbage
+    from zfscale.stores.storage import open_storage
+
+    storage = open_storage(run)
+    found = collect(storage) if delete else garbage(storage)
+    for path, size, why in found:
+        click.echo(f"{path}  {size:,} bytes  {why}")
+    done = "deleted" if delete else "found; --delete deletes them"
+    click.echo(f"{len(found):,} files, {sum(size for _, size, _ in found):,} bytes {done}")
+
+
+COMMANDS = (layers, verify, gallery, images, schema, gc)

@@ -1,0 +1,73 @@
+"""Programs of a network that show what they compute on the way.
+
+A traced network gets calls written into its code, so that a forward pass that is watched runs
+like one that is not. Knows torch.fx; not which layers are of interest, nor why.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from zfscale.convnet import switches
+from zfscale.convnet.graph import Graph
+from zfscale.convnet.operations import MaxPool
+
+Show = Callable[[str, torch.Tensor], None]
+
+
+def program(
+    module: nn.Module, graph: Graph, layers: Sequence[tuple[str, str]], pools: Sequence[str]
+) -> fx.GraphModule:
+    """The traced `module` with two more arguments, `zf_visit` and `zf_visit_pool`.
+
+    `layers` are pairs (name to show, node); `pools` are nodes whose switches are shown. A node
+    is shown before any later operation can overwrite it.
+    """
+    names = defaultdict(list)
+    for name, node in layers:
+        names[graph.source[node]].append(name)
+    pooled = {graph.source[pool]: pool for pool in pools}
+    watched = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    visitors: list[fx.Node] = []
+    for node in graph.program.nodes:
+        if node.op != "placeholder" and not visitors:
+            arguments = ("zf_visit", "zf_visit_pool")
+            visitors = [watched.placeholder(name, default_value=None) for name in arguments]
+        copies[node] = watched.node_copy(node, copies.__getitem__)
+        for name in names[node]:
+            watched.call_function(show, (visitors[0], name, copies[node]))
+        if node in pooled:
+            pool = graph.nodes[pooled[node]].operation
+            assert isinstance(pool, MaxPool)
+            how = (*astuple(pool.window), pool.ceil_mode)
+            maps = copies[node.all_input_nodes[0]]
+            watched.call_function(show_switches, (visitors[1], pooled[node], maps, *how))
+    return fx.GraphModule(module, watched)
+
+
+def show(visit: Show, name: str, output: torch.Tensor) -> None:
+    """Call `visit` with `output` as (B, C, H, W): tokens along the width, a vector as one unit."""
+    match output.ndim:
+        case 4:
+            visit(name, output)
+        case 3:
+            visit(name, output.transpose(1, 2).unsqueeze(2))
+        case 2:
+            visit(name, output[:, :, None, None])
+
+
+def show_switches(visit: Show, name: str, maps: torch.Tensor, *how: Any) -> None:
+    """Call `visit` with the switches of a max pool over `maps` (B, C, H, W)."""
+    visit(name, switches.find(maps, *how))
+
+
+def hook(visit: Show, name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+    """A forward hook that shows the output of its module under `name`."""
+    return lambda _module, _inputs, output: show(visit, name, output)

@@ -1,0 +1,279 @@
+"""A network ready to be observed: one forward pass that shows chosen layers as they appear.
+
+Knows torch and the graph; not where weights come from, nor what is done with activations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from zfscale.convnet import geometry, instrument
+from zfscale.convnet import operations as ops
+from zfscale.convnet.graph import Graph, Shape, UntraceableError, trace
+from zfscale.errors import UnsupportedOperation, UsageError
+from zfscale.records import Preprocessing
+
+Visit = Callable[[str, torch.Tensor], None]
+"""Called with the name of a layer (or pool) and its activations, as soon as they exist."""
+
+
+def _ignore(name: str, values: torch.Tensor) -> None:
+    del name, values
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A place in the network whose features are observed.
+
+    `name` is the module name a user gives; `node` is the graph node that is observed (for a
+    convolution the one after its rectification), or None in a net that cannot be traced.
+    `channels` features of `height` x `width` units; `stride` and `field` (side of the
+    receptive field) in input pixels, (y, x); None where the geometry is not known.
+    """
+
+    name: str
+    node: str | None
+    channels: int
+    height: int
+    width: int
+    stride: tuple[int, int] | None
+    field: tuple[int, int] | None
+
+
+class Network:
+    """A module in evaluation mode on a device, with its preprocessing and its graph.
+
+    `graph` is None where torch.fx cannot trace the module, and `untraceable` then says why: it
+    can still be observed, but not deconvolved. `classes` is the number of logits, or None
+    where the output is not (B, classes).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        name: str = "network",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Move `module` to `device` and run it once to find its shapes.
+
+        Raises UsageError if it does not take images of the size of the preprocessing.
+        """
+        self.name = name
+        self.preprocessing = preprocessing
+        self.device = torch.device(device)
+        self.module = module.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._shapes, self.classes = self._try_out()
+        self.graph: Graph | None = None
+        self.untraceable: str | None = None
+        try:
+            self.graph = trace(self.module, (3, *preprocessing.crop))
+        except UntraceableError as error:
+            self.untraceable = str(error)
+        self._programs: dict[tuple[Any, ...], fx.GraphModule] = {}
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every convolution after its rectification, in the order of execution.
+
+        Where two arrive at one place (the end of a residual block), the first gives the name.
+        In a net that cannot be traced: the output of every convolution module, as it is.
+        """
+        if self.graph is None:
+            modules = dict(self.module.named_modules())
+            convolutions = [name for name in self._shapes if isinstance(modules[name], nn.Conv2d)]
+            return tuple(self.layer(name) for name in convolutions)
+        found: dict[str | None, Layer] = {}
+        for node in self.graph.nodes.values():
+            if isinstance(node.operation, ops.Convolution):
+                layer = self.layer(node.name)
+                found.setdefault(layer.node, layer)
+        return tuple(found.values())
+
+    def choose(self, names: Sequence[str] | None) -> tuple[Layer, ...]:
+        """The layers of the given names, or the default ones for None."""
+        return self.layers if names is None else tuple(self.layer(name) for name in names)
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that module: a convolution after its rectification, else its raw output.
+
+        The activations of a module that is called several times are those of its last call.
+        Raises UsageError for an unknown name, or where there are no features to observe.
+        """
+        if self.graph is None:
+            return Layer(name, None, *self._features(name, self._shapes), None, None)
+        shapes = {path: self.graph.nodes[at].shape for path, at in self.graph.modules.items()}
+        shapes |= {node.name: node.shape for node in self.graph.nodes.values()}
+        features = self._features(name, shapes)
+        place = self.graph.modules.get(name, name)
+        if isinstance(self.graph.nodes[place].operation, ops.Convolution):
+            place = self.graph.rectified(place)
+        stride, field = self._stride_and_field(place)
+        return Layer(name, place, *features, stride, field)
+
+    def window(self, layer: Layer) -> geometry.Window:
+        """The receptive field of the layer's units in the input. Raises UnsupportedOperation."""
+        return self._windows(layer)[self.traced.input]
+
+    def pools_below(self, layer: Layer) -> tuple[str, ...]:
+        """The max pools between the layer and the input, the first one first."""
+        return tuple(self.pool_windows(layer))
+
+    def pool_windows(self, layer: Layer) -> dict[str, geometry.Window]:
+        """For each max pool below the layer the window of its switches that a unit needs.
+
+        Raises UnsupportedOperation.
+        """
+        windows = self._windows(layer)
+        nodes = self.traced.nodes
+        return {
+            name: windows[name]
+            for name in nodes
+            if name in windows and isinstance(nodes[name].operation, ops.MaxPool)
+        }
+
+    def switch_shapes(self, layer: Layer) -> dict[str, tuple[int, int, int]]:
+        """For each max pool below the layer the shape (C, h, w) of a winner's switches."""
+        return {
+            name: (self.traced.nodes[name].shape[0], *window.size)
+            for name, window in self.pool_windows(layer).items()
+        }
+
+    @property
+    def traced(self) -> Graph:
+        """The graph. Raises UnsupportedOperation where there is none."""
+        if self.graph is None:
+            raise UnsupportedOperation(
+                f"model {self.name} can be observed but not deconvolved, for it cannot be traced: "
+                f"{self.untraceable}"
+            )
+        return self.graph
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The network's input for `pixels`, uint8 (B, 3, H, W) RGB: float, channels last."""
+        recipe = self.preprocessing
+        if recipe.order == "BGR":
+            pixels = pixels.flip(1)
+        gain, bias = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (
+                [recipe.scale / std for std in recipe.std],
+                [-mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True)],
+            )
+        )
+        image = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
+        return torch.addcmul(bias, image, gain)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        layers: Sequence[Layer] = (),
+        visit: Visit = _ignore,
+        pools: Sequence[str] = (),
+        visit_pool: Visit = _ignore,
+    ) -> torch.Tensor:
+        """The output for `pixels`, uint8 (B, 3, H, W); logits are (B, classes).
+
+        Calls `visit(name, activations)` with activations (B, C, H, W) the moment a layer's
+        output exists; tokens (B, T, C) are shown as (B, C, 1, T), vectors as (B, C, 1, 1). What is
+        shown may be overwritten later: copy what is to be kept. Calls `visit_pool(name, switches)`
+        with switches uint8 (B, C, h, w) for the named pools of the graph.
+        """
+        image = self.normalise(pixels)
+        if self.graph is None and not pools:
+            return self._hooked(image, layers, visit)
+        wanted = tuple((layer.name, str(layer.node)) for layer in layers)
+        key = (wanted, tuple(pools))
+        if key not in self._programs:
+            self._programs[key] = instrument.program(self.module, self.traced, wanted, pools)
+        program = self._programs[key]
+        output: torch.Tensor = program(image, zf_visit=visit, zf_visit_pool=visit_pool)
+        return output
+
+    def _hooked(self, image: torch.Tensor, layers: Sequence[Layer], visit: Visit) -> torch.Tensor:
+        with ExitStack() as stack:
+            for layer in layers:
+                module = self.module.get_submodule(layer.name)
+                hook = instrument.hook(visit, layer.name)
+                stack.callback(module.register_forward_hook(hook).remove)
+            output: torch.Tensor = self.module(image)
+        return output
+
+    def _try_out(self) -> tuple[dict[str, Shape], int | None]:
+        """Output shapes of all modules that run and give one tensor, and the number of classes."""
+        shapes: dict[str, Shape] = {}
+
+        def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                if isinstance(output, torch.Tensor):
+                    shapes[name] = tuple(output.shape[1:])
+
+            return note
+
+        size = self.preprocessing.crop
+        with ExitStack() as stack:
+            for name, module in self.module.named_modules():
+                stack.callback(module.register_forward_hook(hook(name)).remove)
+            try:
+                with torch.inference_mode():
+                    output = self.module(torch.zeros(2, 3, *size, device=self.device))
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                raise UsageError(
+                    f"model {self.name} does not take images (B, 3, {size[0]}, {size[1]}): {error}"
+                ) from error
+        if not isinstance(output, torch.Tensor):
+            raise UsageError(
+                f"model {self.name} returns {type(output).__name__}; wrap it in a module that "
+                f"returns one tensor, the logits (B, classes)"
+            )
+        return shapes, output.shape[1] if output.ndim == 2 else None
+
+    def _features(self, name: str, shapes: Mapping[str, Shape]) -> tuple[int, int, int]:
+        """Channels, height and width of the output at `name`."""
+        match shapes.get(name):
+            case (channels, height, width):
+                return channels, height, width
+            case (tokens, channels):
+                return channels, 1, tokens
+            case (channels,):
+                return channels, 1, 1
+        if name in shapes:
+            raise UsageError(f"layer {name} of {self.name} has no features: shape {shapes[name]}")
+        if name in dict(self.module.named_modules()):
+            raise UsageError(f"layer {name} of {self.name} takes no part or gives no tensor")
+        close = difflib.get_close_matches(name, shapes, n=8) or list(shapes)
+        raise UsageError(f"layer {name}: {self.name} has no such module; it has {', '.join(close)}")
+
+    def _stride_and_field(self, node: str) -> tuple[ops.Pair | None, ops.Pair | None]:
+        try:
+            window = geometry.windows(self.traced, node, whole=False)[self.traced.input]
+        except UnsupportedOperation:
+            return None, None
+        return window.stride, window.size
+
+    def _windows(self, layer: Layer) -> dict[str, geometry.Window]:
+        return geometry.windows(self.traced, str(layer.node))
+
+
+def set_determinism(threads: int | None = None) -> None:
+    """Same input, same bytes: full float32, fixed algorithms and number of threads."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # cuBLAS reads this when it starts, so it must be set before the first product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

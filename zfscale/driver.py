@@ -1,0 +1,143 @@
+"""The driver: plan the passes of a job, hand out tasks, commit receipts, publish tables.
+
+Knows the ledger and any executor; computes nothing and reads no image. What it holds grows
+with features x k and with the number of tasks, not with the number of images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from zfscale.analyses import Pass
+from zfscale.errors import NonFiniteActivations, TaskFailed
+from zfscale.events import (
+    Finished,
+    Level,
+    Note,
+    Progressed,
+    Report,
+    StageBegun,
+    StageDone,
+    Summary,
+)
+from zfscale.records import Counts, Failure, Receipt, Task
+from zfscale.view import RunView
+from zfscale.worker import Executor, Setup, passes
+
+COMMIT_SECONDS = 1.0
+"""Receipts wait this long for others before they are committed together."""
+COMMIT_SHARE = 0.05
+"""Part of the time that commits may take: where they are slow they come more rarely."""
+NON_FINITE_LIMIT = 0.01
+"""Images with NaN or Inf activations, as a fraction, beyond which the weights are to blame."""
+
+
+def run(setup: Setup, executor: Callable[[Setup], Executor], report: Report) -> Summary:
+    """Carry out a job, or what is left of it, and publish its results.
+
+    `executor` is called only if there is work. Raises the ZfscaleError that stops the job;
+    everything finished before is committed and will not be done again.
+    """
+    began = time.monotonic()
+    view = RunView(setup)
+    for note in view.notes:
+        report(Note(note, Level.WARNING))
+    workers = _Workers(setup, executor)
+    counts = Counts()
+    try:
+        for step in passes(setup.job).values():
+            done = _carry_out(step, view, workers, report)
+            if step.over_collection:
+                counts = done
+    finally:
+        workers.close()
+    view.complete(counts)
+    top1, top5 = view.classification_error()
+    summary = Summary(setup.job.run, counts, time.monotonic() - began, top1, top5)
+    report(Finished(summary))
+    return summary
+
+
+class _Workers:
+    """An executor that starts when the first task needs it."""
+
+    def __init__(self, setup: Setup, start: Callable[[Setup], Executor]) -> None:
+        self._setup, self._start = setup, start
+        self._executor: Executor | None = None
+
+    def execute(self, tasks: Sequence[Task]) -> Iterator[Receipt | Failure]:
+        if self._executor is None:
+            self._executor = self._start(self._setup)
+        return self._executor.execute(tasks)
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.close()
+
+
+def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> Counts:
+    """Plan and execute until nothing new is planned, then publish."""
+    began = time.monotonic()
+    failures: list[Failure] = []
+    while not failures:
+        tasks = step.plan(view)
+        committed = view.committed
+        left = [task for task in tasks if task.id not in committed]
+        if not left:
+            break
+        report(StageBegun(step.name, len(left), sum(task.size for task in left)))
+        failures = _execute(step.name, left, view, workers, report)
+    if failures:
+        raise TaskFailed(
+            f"{step.name}: {len(failures)} of {len(tasks)} tasks failed, e.g. {failures[0].task} "
+            f"after {failures[0].attempts} attempts: {failures[0].error}; the others are "
+            "committed, and the same command tries these again"
+        )
+    view.publish(step, tasks)
+    counts = view.counts(tasks)
+    report(StageDone(step.name, time.monotonic() - began, counts))
+    return counts
+
+
+def _execute(
+    stage: str, tasks: Sequence[Task], view: RunView, workers: _Workers, report: Report
+) -> list[Failure]:
+    """Hand out tasks and commit their receipts in groups, also when interrupted."""
+    began = time.monotonic()
+    images = {task.id: task.size for task in tasks}
+    total = sum(images.values())
+    failures: list[Failure] = []
+    waiting: list[Receipt] = []
+    done, done_images, counts = 0, 0, Counts()
+    due = began + COMMIT_SECONDS
+    try:
+        for result in workers.execute(tasks):
+            if isinstance(result, Failure):
+                failures.append(result)
+                report(Note(f"{result.task} failed: {result.error}", Level.ERROR))
+                continue
+            waiting.append(result)
+            done, done_images = done + 1, done_images + images[result.task]
+            counts += result.counts
+            _check_finite(counts, total)
+            now = time.monotonic()
+            report(Progressed(stage, done, done_images, counts, now - began))
+            if now >= due:
+                view.commit(waiting)
+                waiting = []
+                spent = time.monotonic() - now
+                due = time.monotonic() + max(COMMIT_SECONDS, spent / COMMIT_SHARE)
+    finally:
+        if waiting:
+            view.commit(waiting)
+    return failures
+
+
+def _check_finite(counts: Counts, total: int) -> None:
+    if counts.non_finite > NON_FINITE_LIMIT * total:
+        raise NonFiniteActivations(
+            f"{counts.non_finite} of {counts.images} images so far gave NaN or Inf activations, "
+            f"more than {NON_FINITE_LIMIT:.0%} of {total}: check the weights and the "
+            "preprocessing of the model"
+        )

@@ -1,0 +1,96 @@
+"""From a run to a directory of static HTML: pictures first, then pages, `index.html` last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import resources
+
+import jinja2
+
+from zfscale.gallery import names, sheets
+from zfscale.gallery.output import File, Output
+from zfscale.gallery.pages import Page, kinds
+from zfscale.gallery.site import Site, survey
+from zfscale.results import Results
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files written and the number of files in all."""
+
+ASSETS = ("gallery.css", "gallery.js")
+
+
+def build(run: str, out: str | None = None, progress: Progress | None = None) -> str:
+    """Write the gallery of a finished run and return the address of its `index.html`.
+
+    `run` and `out` are directories or URLs; `out` is RUN/gallery if left out. Building again
+    replaces every file by an equal one. Raises what `Results` raises; also if an image that won
+    is gone from where the scan found it.
+    """
+    site = survey(Results(run))
+    output = Output(out or f"{site.results.run}/gallery")
+    pages = sum(1 for pages in kinds() for _ in pages(site))
+    total = sheets.count(site) + len(ASSETS) + 1 + pages
+    for done, file in enumerate(_files(site), start=1):
+        output.write(file)
+        if progress is not None:
+            progress(done, total)
+    return f"{output.address}/index.html"
+
+
+def _files(site: Site) -> Iterator[File]:
+    yield from sheets.images_and_patches(site)
+    for layer in site.layers:
+        if layer.projected:
+            yield from sheets.projections(layer, site.results.projections(layer.name))
+    static = resources.files("zfscale.gallery") / "static"
+    for name in ASSETS:
+        yield File(f"assets/{name}", (static / name).read_bytes())
+    yield File("assets/features.js", search_data(site).encode("ascii"))
+    yield from render(site)
+
+
+def render(site: Site) -> Iterator[File]:
+    """All pages, the first page last: a gallery that has one is whole."""
+    environment = _environment(site)
+
+    def to_file(page: Page) -> File:
+        root = "../" * page.path.count("/")
+        html = environment.get_template(page.template).render(page.values, root=root)
+        return File(page.path, html.encode("utf-8", "replace"))
+
+    found = (page for pages in kinds() for page in pages(site))
+    last = []
+    for page in found:
+        if page.path == "index.html":
+            last.append(page)
+        else:
+            yield to_file(page)
+    yield from map(to_file, last)
+
+
+def search_data(site: Site) -> str:
+    """The script that the search reads: one assignment of escaped JSON, no code from the run."""
+    classes = {
+        feature.top_class: feature.top[0]
+        for layer in site.layers
+        for feature in layer.features
+        if feature.top_class is not None and feature.top
+    }
+    layers = [
+        {"name": layer.name, "slug": layer.slug, "top": [f.top_class for f in layer.features]}
+        for layer in site.layers
+    ]
+    return f"globalThis.zfscale={names.script_json({'classes': classes, 'layers': layers})};\n"
+
+
+def _environment(site: Site) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("zfscale.gallery"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": names.number, "percent": names.percent}
+    environment.globals |= {"site": site, "results": site.results}
+    return environment

@@ -1,0 +1,54 @@
+"""From untrusted names to file names, and from values to text. Knows no run and no HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """A file name for each name: the name itself where it is plain, and always distinct.
+
+    Holds nothing but letters, digits, `_`, `-` and inner dots, so it cannot leave its folder nor
+    need escaping in a URL; distinct also where the file system ignores case.
+    """
+    given: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        base = UNSAFE.sub("_", name).strip(".")[:80] or "_"
+        slug, number = base, 2
+        while slug.casefold() in taken:
+            slug, number = f"{base}-{number}", number + 1
+        taken.add(slug.casefold())
+        given[name] = slug
+    return given
+
+
+def feature_name(feature: int) -> str:
+    """The number of a feature as it stands in an address."""
+    return f"{feature:04d}"
+
+
+def number(value: Any) -> str:
+    """A measured value in three significant digits; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"  # noqa: RUF001
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def percent(value: Any) -> str:
+    """A fraction as a percentage."""
+    if value is None or not math.isfinite(value):
+        return "–"  # noqa: RUF001
+    return f"{100 * value:.1f} %"
+
+
+def script_json(value: Any) -> str:
+    """JSON that is safe inside a script in any page: nothing in it can end or open a tag."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

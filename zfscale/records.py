@@ -1,0 +1,287 @@
+"""The frozen records that travel between the layers, and the description of tables and arrays.
+
+Knows no library beyond numpy: a record can be pickled, hashed and printed anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from numpy.typing import NDArray
+
+Columns = Mapping[str, NDArray[Any]]
+"""A table in memory: column name to a one-dimensional array, all of one length."""
+
+
+class Status(StrEnum):
+    """What became of an image. Every image that goes in ends as exactly one of these."""
+
+    OK = "ok"
+    QUARANTINED = "quarantined"
+    DUPLICATE = "duplicate"
+
+
+class Reason(StrEnum):
+    """Why an image was quarantined. docs/formats.md explains each."""
+
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    UNSUPPORTED_DEPTH = "unsupported_depth"
+    ANIMATED = "animated"
+    UNSAFE_NAME = "unsafe_name"
+    NOT_A_FILE = "not_a_file"
+    DUPLICATE_KEY = "duplicate_key"
+    NO_IMAGE = "no_image"
+    UNREADABLE = "unreadable"
+    NON_FINITE = "non_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where one encoded image lies: enough to read it again with one range read.
+
+    A file or a tar member has `offset` and `length` in bytes; a Parquet cell has
+    `row_group` and `row` within that group. The other pair is None.
+    """
+
+    uri: str
+    offset: int | None = None
+    length: int | None = None
+    row_group: int | None = None
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file (or one flat folder) of images, as the plan sees it.
+
+    `images` counts every sample, the unreadable ones too. `label` is the class of all of
+    them where the folder says it; `labels` is the URI of a label file for a flat folder.
+    """
+
+    format: str
+    uri: str
+    images: int
+    size: int
+    label: int | None = None
+    labels: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image as its source gives it: encoded bytes, or the reason why there are none."""
+
+    index: int
+    key: str
+    label: int | None
+    ref: ImageRef
+    data: bytes | None = None
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One decoded image of a batch, without its pixels. `id` is 32 hex digits of content hash."""
+
+    index: int
+    id: str
+    key: str
+    label: int | None
+    ref: ImageRef
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From encoded bytes to the network's input: resize, centre crop, normalise.
+
+    `resize` is the short side in pixels, or None to resize the whole image to `crop`.
+    `crop` is (height, width). The input is `(pixel * scale - mean) / std` per channel,
+    with `pixel` in 0..255 and the channels in `order` ("RGB" or "BGR").
+    """
+
+    resize: int | None
+    crop: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 1.0
+    order: str = "RGB"
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRange:
+    """Samples `start` to `stop` of one shard, less the positions in `skip`.
+
+    `skip` holds images that an earlier task already has: duplicates by content.
+    """
+
+    shard: Shard
+    start: int
+    stop: int
+    skip: tuple[int, ...] = ()
+
+    def without(self, positions: tuple[int, ...]) -> ImageRange:
+        """The same range less some positions of the shard."""
+        return replace(self, skip=tuple(sorted({*self.skip, *positions})))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageList:
+    """Single images by reference, e.g. the winners of a run."""
+
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The unit of work, of retry and of commit.
+
+    `stage` names a pass of an analysis; `payload` is plain JSON that this pass understands.
+    """
+
+    stage: str
+    images: ImageRange | ImageList | None = None
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """A name that depends on nothing but the work: the same task in any plan and any run."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+    @property
+    def size(self) -> int:
+        """Images to read, for the progress display; 1 for a task that reads none."""
+        match self.images:
+            case ImageRange(start=start, stop=stop):
+                return stop - start
+            case ImageList(images=images):
+                return len(images)
+            case _:
+                return 1
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An immutable file that a task published, relative to the run."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Images of a task or a run. `images == ok + quarantined + duplicate` always holds."""
+
+    images: int = 0
+    ok: int = 0
+    quarantined: int = 0
+    duplicate: int = 0
+    non_finite: int = 0
+    """Those of `quarantined` whose activations were NaN or Inf."""
+
+    def __post_init__(self) -> None:
+        if self.images != self.ok + self.quarantined + self.duplicate:
+            raise ValueError(f"images do not add up: {self}")
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.images + other.images,
+            self.ok + other.ok,
+            self.quarantined + other.quarantined,
+            self.duplicate + other.duplicate,
+            self.non_finite + other.non_finite,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a finished task reports: the files it published and how its images ended."""
+
+    task: str
+    files: tuple[File, ...]
+    counts: Counts
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that used up its attempts or its time, with the last error in words."""
+
+    task: str
+    error: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. `type` is one of int32, int64, float32, float64, string, bool,
+    or list<...> of these. A nullable number is given as a masked array, a nullable string as None.
+    """
+
+    name: str
+    type: str
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A Parquet dataset of the run. Rows are unique by `key` and sorted by it.
+
+    `by_layer` partitions it as `layer=NAME/` (the column `layer` then lives in the path alone).
+    `identity` names the columns that the digest of a run covers: what is known of the result,
+    not where or when it was computed.
+    """
+
+    name: str
+    version: int
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    identity: tuple[str, ...]
+    by_layer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A Zarr array of the run at `path`, e.g. `switches.zarr/conv5/pool1`.
+
+    The first two axes are (feature, rank); one chunk is one record `shape[2:]`; one shard
+    is `shard` features, written whole by one writer. `fill` stands where there is no record.
+    `axes` names the axes of a record and `meaning` says what it holds; both are stored with it.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    shard: int
+    fill: float
+    axes: tuple[str, ...] = ()
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Features `start` and on of an array: `data` has shape (n <= shard, k, ...)."""
+
+    array: Array
+    start: int
+    data: NDArray[Any]
+
+
+def image_id(data: bytes) -> str:
+    """128 bits of content hash as 32 hex digits: the identity of an image wherever it lies."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,62 @@
+"""Whether the files of a run are still what they were when they were committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from zfscale.records import File
+from zfscale.stores import run
+from zfscale.stores import storage as stores
+from zfscale.stores.manifest import RUNNING, Manifest
+from zfscale.stores.storage import Storage
+
+THREADS = 8
+"""Files hashed at a time: an object store answers slowly, a disk does not mind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A file that is missing (`found` is None) or not what it was.
+
+    `task` is the task that wrote it and can write it again, None for a published file.
+    """
+
+    file: File
+    found: File | None
+    task: str | None
+
+    def __str__(self) -> str:
+        what, where = self.file, f"task {self.task}" if self.task else "published"
+        if self.found is None:
+            return f"{what.path} ({where}) is missing"
+        return (
+            f"{what.path} ({where}): expected SHA-256 {what.sha256} ({what.size} bytes), "
+            f"found {self.found.sha256} ({self.found.size} bytes)"
+        )
+
+
+def find_damage(storage: Storage, manifest: Manifest) -> list[Damage]:
+    """Every file of a run that is missing, or whose size or SHA-256 is wrong."""
+
+    def check(item: tuple[str | None, File]) -> Damage | None:
+        task, file = item
+        try:
+            found = File(file.path, *stores.checksum(storage, file.path))
+        except FileNotFoundError:
+            return Damage(file, None, task)
+        return None if found == file else Damage(file, found, task)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [damage for damage in pool.map(check, _files(manifest)) if damage is not None]
+
+
+def _files(manifest: Manifest) -> Iterator[tuple[str | None, File]]:
+    for task in manifest.tasks:
+        for file in manifest.receipt(task).files:
+            yield task, file
+    for file in manifest.published.values():
+        yield None, file
+    if manifest.status != RUNNING:  # a job that was killed may have left it one commit behind
+        yield None, stores.file(run.PATH, run.encode(run.RunRecord.of(manifest)))

@@ -1,0 +1,284 @@
+"""A run as its driver sees it: what the job asks for, what is committed, what is published.
+
+Joins the stores to the collection and the network, and gives passes their `View`. Computes
+nothing, and knows no executor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+import zfscale
+from zfscale import analyses, models, sources
+from zfscale.analyses import Pass, Published, Rows
+from zfscale.convnet.network import Network
+from zfscale.errors import UsageError
+from zfscale.job import Job
+from zfscale.records import (
+    Block,
+    Columns,
+    Counts,
+    File,
+    Image,
+    ImageRange,
+    ImageRef,
+    Receipt,
+    Shard,
+    Status,
+    Table,
+    Task,
+)
+from zfscale.sources import classes, files
+from zfscale.stores import arrays, run, segments, tables
+from zfscale.stores.ledger import Ledger
+from zfscale.stores.storage import open_storage
+from zfscale.worker import Setup, load_network
+
+GROUP = 4
+"""Cores of one worker where there is no GPU."""
+TASK_IMAGES = 1024
+"""Images in a task, about: seconds to a minute of work, so that little is lost and all share."""
+LIBRARIES = ("numpy", "pillow", "torch", "torchvision")
+"""Libraries whose version may change a result."""
+COMPLETE = "complete"
+
+
+def resolve(job: Job) -> Setup:
+    """The job with nothing left out: paths absolute, what it does not say taken from its run.
+
+    Raises UsageError if neither the job nor an existing run says it.
+    """
+    job = _remembered(job)
+    device = job.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cores = os.cpu_count() or 1
+    if job.workers != "auto":
+        workers = job.workers
+    elif device == "cuda":
+        workers = torch.cuda.device_count()
+    else:
+        workers = max(1, cores // GROUP)
+    return Setup(job, device, threads=max(1, cores // workers))
+
+
+def _remembered(job: Job) -> Job:
+    job = job.model_copy(update={"run": files.canonical(job.run)})
+    storage = open_storage(job.run)
+    said = job.model_dump(include=job.model_fields_set | {"run", "analyses"})
+    if storage.exists(run.PATH):
+        remembered = {**run.read(storage).facts["spec"]}
+        remembered.pop("analyses")
+        said = remembered | said
+    job = Job.model_validate(said)
+    for key in ("model", "images"):
+        if not getattr(job, key):
+            raise UsageError(f"{key}: missing, and there is no run at {job.run} that knows it")
+    places = {"images": tuple(files.canonical(place) for place in job.images)}
+    named = {
+        key: files.canonical(value)
+        for key, value in (("weights", job.weights), ("classes", job.classes))
+        if value is not None and not value.startswith("seed:")
+    }
+    return job.model_copy(update=places | named)
+
+
+def cut(shards: Sequence[Shard], batch: int) -> list[ImageRange]:
+    """The collection as tasks' worth of images: whole batches, never over two shards."""
+    size = max(1, TASK_IMAGES // batch) * batch
+    return [
+        ImageRange(shard, start, min(start + size, shard.images))
+        for shard in shards
+        for start in range(0, shard.images, size)
+    ]
+
+
+class RunView:
+    """A run that is open for writing. The `View` of all passes."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Open the run of a job. Raises FingerprintMismatch if it was begun differently."""
+        self.job = setup.job
+        self.batch = setup.job.batch
+        self.network = load_network(setup.job, "cpu")
+        self.storage = open_storage(setup.job.run)
+        self.ledger = Ledger.open(
+            self.storage, _fingerprint(setup, self.network), self._stages(), self._facts()
+        )
+        # A damaged file is as good as work that was never done.
+        damage = self.ledger.verify()
+        self.notes = (*self.ledger.notes, *(f"{each}: done again" for each in damage))
+        self._lost = {each.task for each in damage}
+        self._stale = {each.file.path.partition("/")[0] for each in damage if each.task is None}
+
+    @cached_property
+    def shards(self) -> Sequence[Shard]:
+        """The collection, in canonical order."""
+        return sources.find(self.job.images, self.job.format)
+
+    @cached_property
+    def ranges(self) -> Sequence[ImageRange]:
+        """The collection cut into tasks' worth of images."""
+        return cut(self.shards, self.batch)
+
+    @property
+    def committed(self) -> set[str]:
+        """Ids of the tasks that need not be done."""
+        return set(self.ledger.committed) - self._lost
+
+    def done(self, stage: str) -> Mapping[str, Rows]:
+        """Committed tasks of a pass: task id to a reader of its tables."""
+        prefix = f"{stage}-"
+        return {task: self._reader(task) for task in self.committed if task.startswith(prefix)}
+
+    def table(self, table: Table) -> Columns:
+        """A published table, whole; without rows where nothing was published."""
+        try:
+            return tables.read(self.storage, table.name)
+        except FileNotFoundError:
+            return tables.empty(table)
+
+    def images(self, ids: Sequence[str]) -> Sequence[Image]:
+        """Accepted images by id, with their references, in the order of the collection."""
+        names = ("id", "key", "label", "width", "height", *(f.name for f in fields(ImageRef)))
+        rows = tables.read(
+            self.storage, "images", list(names), where={"id": list(ids), "status": Status.OK}
+        )
+        columns = (np.ma.asarray(rows[name]).tolist() for name in names)
+        found = []
+        for id_, key, label, width, height, *ref in zip(*columns, strict=True):
+            found.append(Image(-1, id_, key, label, ImageRef(*ref), width, height))
+        return found
+
+    def commit(self, receipts: Sequence[Receipt]) -> None:
+        """Make finished tasks durable."""
+        self.ledger.commit(receipts)
+        self._lost -= {receipt.task for receipt in receipts}
+
+    def counts(self, tasks: Sequence[Task]) -> Counts:
+        """How the images of some tasks ended."""
+        committed = self.ledger.committed
+        return sum((committed[task.id].counts for task in tasks), Counts())
+
+    def publish(self, step: Pass, tasks: Sequence[Task]) -> bool:
+        """Derive the final tables and arrays of a pass; False if they are there already."""
+        results = [file.sha256 for task in tasks for file in self.ledger.committed[task.id].files]
+        fact = {f"published_{step.name}": hashlib.sha256("".join(results).encode()).hexdigest()}
+        own = {table.name for table in step.tables}
+        specs = step.arrays(self)
+        names = own | {array.path.partition("/")[0] for array in specs}
+        if fact.items() <= self.ledger.manifest.facts.items() and not names & self._stale:
+            return False
+        self.ledger.commit(withdrawn=sorted(own))
+        written = [file for array in specs for file in arrays.create(self.storage, array)]
+        written += self._write(step, tasks)
+        for name in sorted(own):
+            tables.remove_stale(self.storage, name, written)
+        self.ledger.commit(published=written, facts=fact)
+        self._stale -= names
+        return True
+
+    def classification_error(self) -> tuple[float | None, float | None]:
+        """Top-1 and top-5 error over the labelled images, 0..1; None where there are no labels."""
+        try:
+            found = tables.open_dataset(self.storage, "images")
+        except FileNotFoundError:
+            return None, None
+        labelled = wrong1 = wrong5 = 0
+        for batch in found.to_batches(columns=["rank"]):
+            rank = batch.column("rank").drop_null().to_numpy()
+            labelled += len(rank)
+            wrong1 += int((rank >= 1).sum())
+            wrong5 += int((rank >= 5).sum())
+        return (wrong1 / labelled, wrong5 / labelled) if labelled else (None, None)
+
+    def complete(self, counts: Counts) -> None:
+        """Commit that everything the job asked for is there."""
+        self.ledger.commit(status=COMPLETE, facts={"counts": asdict(counts)})
+
+    def _write(self, step: Pass, tasks: Sequence[Task]) -> Iterator[File]:
+        """Publish what a pass gives, a run of items of one table at a time."""
+        run_id = self.ledger.manifest.run_id
+        for table, group in itertools.groupby(step.publish(self, tasks), _table_of):
+            chunks = (item[1] for item in group if not isinstance(item, Block))
+            if table is None:
+                for item in group:
+                    if isinstance(item, Block):
+                        yield from arrays.write(self.storage, item)
+            elif table.by_layer:
+                for columns in chunks:
+                    yield from tables.write(self.storage, table, columns, run_id)
+            else:
+                yield tables.write_stream(self.storage, table, chunks, run_id)
+
+    def _reader(self, task: str) -> Rows:
+        files_ = {segments.table_of(file): file for file in self.ledger.committed[task].files}
+
+        def read(table: str, **where: str | tuple[int, int]) -> Columns:
+            return segments.read(self.storage, files_[table], where=where)
+
+        return read
+
+    def _stages(self) -> dict[str, Any]:
+        """Options of every pass of the job; those over the collection depend on its list too."""
+        stages: dict[str, Any] = {}
+        for name, given in self.job.analyses.items():
+            options = analyses.options(name, given)
+            for step in analyses.load(name).passes(options):
+                stages[step.name] = options.model_dump(mode="json")
+                if step.over_collection:
+                    stages[step.name]["list of images"] = self._images_digest()
+        return stages
+
+    def _images_digest(self) -> str:
+        text = json.dumps([asdict(shard) for shard in self.shards])
+        return f"{len(self.shards)} shards, {hashlib.sha256(text.encode()).hexdigest()}"
+
+    def _facts(self) -> dict[str, Any]:
+        """What run.json says of the job, for readers of the results."""
+        spec = self.job.model_dump(mode="json")
+        facts: dict[str, Any] = {"preprocessing": asdict(self.network.preprocessing)}
+        facts["classes_of_model"] = self.network.classes
+        facts["untraceable"] = self.network.untraceable
+        if self.storage.exists(run.PATH):
+            before = run.read(self.storage).facts
+            spec["analyses"] = before["spec"]["analyses"] | spec["analyses"]
+        if "scan" in self.job.analyses:
+            layers = self.network.choose(self.job.analyses["scan"].get("layers"))
+            facts["layers"] = [asdict(layer) for layer in layers]
+            facts["classes"] = self._class_names()
+        return facts | {"spec": spec}
+
+    def _class_names(self) -> list[str] | None:
+        if self.job.classes is not None:
+            return classes.names(self.job.classes)
+        return sources.class_names(self.shards)
+
+
+def _table_of(item: Published) -> Table | None:
+    return None if isinstance(item, Block) else item[0]
+
+
+def _fingerprint(setup: Setup, network: Network) -> dict[str, Any]:
+    """What must stay as it is for a run to go on: see docs/formats.md."""
+    return {
+        "model": setup.job.model,
+        "network": models.fingerprint(network),
+        "preprocessing": asdict(network.preprocessing),
+        "batch": setup.job.batch,
+        "device": setup.device,
+        "processor": platform.machine(),
+        "versions": {"zfscale": zfscale.__version__} | {name: version(name) for name in LIBRARIES},
+    }

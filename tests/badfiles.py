@@ -19,6 +19,8 @@ from PIL import Image
 from zfscale.records import Reason
 
 EOI = b"\xff\xd9"
+SOF = b"\xff\xc0\x00\x11"
+LOSSLESS = b"\xff\xc3\x00\x11"
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ def _refused() -> list[BadCase]:
         BadCase("no_width.png", png_header(0, 64) + png_chunk(b"IEND", b""), small),
         BadCase("no_height.jpg", jpeg_with_size(jpeg, 80, 0), small),
         BadCase("deep.png", deep_png(), Reason.UNSUPPORTED_DEPTH),
+        BadCase("deep.jpg", jpeg.replace(SOF + b"\x08", SOF + b"\x0c"), Reason.UNSUPPORTED_DEPTH),
+        BadCase("lossless.jpg", jpeg.replace(SOF, LOSSLESS), Reason.UNSUPPORTED_FORMAT),
         BadCase("animated.gif", animation("GIF"), Reason.ANIMATED),
         BadCase("animated.webp", animation("WEBP"), Reason.ANIMATED),
         BadCase("animated.png", animation("PNG"), Reason.ANIMATED),
@@ -222,6 +226,8 @@ def _odd_but_good() -> list[BadCase]:
         "transparent.webp": encode(transparent(picture(27)), "WEBP"),
         "bitmap.bmp": encode(picture(28), "BMP"),
         "trailing_garbage.jpg": encode(picture(29)) + b"garbage" * 100,
+        "trailing_garbage.png": encode(picture(33), "PNG") + b"garbage" * 100,
+        "trailing_garbage.webp": encode(picture(34), "WEBP") + b"garbage" * 100,
         "corrupt_middle.jpg": corrupt_middle(encode(picture(30))),
         "grey_corner.jpg": encode(grey_corner()),
         "thin.png": encode(picture(31, (8, 500)), "PNG"),

@@ -1,4 +1,5 @@
-"""A small finished run, written by hand with pyarrow and zarr: what results and gallery read.
+"""A small finished run without a network: made-up winners of made-up features, stored as a job
+stores them. What results and gallery read.
 
 Tests load it with `runpy`, as test files are no packages.
 """
@@ -7,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import zarr
 from PIL import Image
 
-from zfscale.records import Preprocessing
+from zfscale.analyses._tables import FEATURES, IMAGES, WINNERS
+from zfscale.records import Array, Block, File, Preprocessing, Table
+from zfscale.stores import arrays, tables
+from zfscale.stores import run as runs
+from zfscale.stores.columns import from_arrow
+from zfscale.stores.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def write_run(
     crop: int = 32,
     dead: int | None = 3,
     status: str = "complete",
+    model: str = "test:net",
 ) -> Path:
     """Write FOLDER/run and FOLDER/images; return the run. Feature `dead` of each layer is dead."""
     run, store = folder / "run", folder / "images"
@@ -65,25 +69,26 @@ def write_run(
     if pictures is None:
         pictures = [Picture(f"picture-{i:02d}", i % 3, png(i)) for i in range(12)]
     ids = [hashlib.blake2b(p.data, digest_size=16).hexdigest() for p in pictures]
-    _write_images(run, store, pictures, ids)
+    storage = open_storage(str(run))
+    files = _publish(storage, IMAGES, _images(store, pictures, ids))
     for spec in layers:
         rng = np.random.default_rng(len(spec.name) + spec.features)
         winners = _winners(rng, spec, pictures, ids, min(k, len(pictures)))
-        _write(run / "winners" / f"layer={spec.name}", winners)
-        _write(run / "features" / f"layer={spec.name}", _features(rng, spec, winners, dead))
+        files += _publish(storage, WINNERS, winners)
+        files += _publish(storage, FEATURES, _features(rng, spec, winners, dead))
         if spec.projected and spec.field is not None:
-            _write_projections(run, spec, k)
-    record = {
-        "spec": {"model": "test:net", "images": [str(store)], "analyses": {"scan": {"top_k": k}}},
-        "run_id": "r1",
-        "status": status,
-        "preprocessing": asdict(
-            Preprocessing(36, (crop, crop), (120.0, 110.0, 100.0), (60.0,) * 3)
-        ),
+            _write_projections(storage, spec, k)
+    recipe = Preprocessing(36, (crop, crop), (120.0, 110.0, 100.0), (60.0,) * 3)
+    job = {"model": model, "images": [str(store)], "analyses": {"scan": {"top_k": k}}}
+    facts = {
+        "spec": job,
+        "preprocessing": asdict(recipe),
         "classes": classes,
         "layers": [_layer(spec) for spec in layers],
     }
-    (run / "run.json").write_text(json.dumps(record))
+    published = {file.path: file for file in files}
+    record = runs.RunRecord("r1", "2026-01-01", status, 1, {}, {}, published, facts)
+    storage.publish("run.json", runs.encode(record))
     return run
 
 
@@ -94,7 +99,7 @@ def _layer(spec: Spec) -> dict:
     return {"name": spec.name, "node": None, "channels": spec.features, **size}
 
 
-def _write_images(run: Path, store: Path, pictures: list[Picture], ids: list[str]) -> None:
+def _images(store: Path, pictures: list[Picture], ids: list[str]) -> pa.Table:
     rows = []
     for index, (picture, identity) in enumerate(zip(pictures, ids, strict=True)):
         path = store / f"{index:04d}.bin"
@@ -105,15 +110,11 @@ def _write_images(run: Path, store: Path, pictures: list[Picture], ids: list[str
             "width": 48, "height": 40, "predicted": 0, "probability": 0.5,
             "rank": None if picture.label is None else index % 7, "status": "ok", "reason": None,
         })  # fmt: skip
-    nowhere = {"uri": "/nowhere", "offset": 0, "length": 1, "rank": None, "predicted": None}
-    rows.append(rows[0] | nowhere | {"status": "duplicate"})
-    bad = {"id": None, "status": "quarantined", "reason": "not_an_image"}
+    nowhere = {"uri": "/~nowhere", "offset": 0, "length": 1, "rank": None, "predicted": None}
+    rows.append(rows[0] | nowhere | {"key": "again", "status": "duplicate"})
+    bad = {"key": "bad", "id": None, "status": "quarantined", "reason": "not_an_image"}
     rows.append(rows[0] | nowhere | bad)
-    table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
-    for name in ("row_group", "row"):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, table[name].cast(pa.int64()))
-    _write(run / "images", table)
+    return pa.table({name: [row[name] for row in rows] for name in rows[0]})
 
 
 def _winners(rng, spec: Spec, pictures: list[Picture], ids: list[str], k: int) -> pa.Table:
@@ -126,15 +127,14 @@ def _winners(rng, spec: Spec, pictures: list[Picture], ids: list[str], k: int) -
             y0, x0 = y * spec.stride - 3, x * spec.stride - 3
             field = spec.field
             rows.append({
-                "run_id": "r1", "feature": feature, "rank": rank, "score": float(scores[rank]),
+                "layer": spec.name, "feature": feature, "rank": rank, "score": float(scores[rank]),
                 "image_id": ids[index], "key": pictures[index].key, "y": y, "x": x,
                 "y0": None if field is None else y0, "x0": None if field is None else x0,
                 "y1": None if field is None else y0 + field,
                 "x1": None if field is None else x0 + field,
                 "label": pictures[index].label,
             })  # fmt: skip
-    table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
-    return table.set_column(3, "score", table["score"].cast(pa.float32()))
+    return pa.table({name: [row[name] for row in rows] for name in rows[0]})
 
 
 def _features(rng, spec: Spec, winners: pa.Table, dead: int | None) -> pa.Table:
@@ -145,7 +145,7 @@ def _features(rng, spec: Spec, winners: pa.Table, dead: int | None) -> pa.Table:
     selective = rng.beta(2, 3, spec.features)
     return pa.table(
         {
-            "run_id": ["r1"] * spec.features,
+            "layer": [spec.name] * spec.features,
             "feature": number,
             "max": np.where(number == dead, 0, scores[:, 0]).astype(np.float32),
             "mean": scores.mean(1).astype(np.float64),
@@ -161,28 +161,28 @@ def _features(rng, spec: Spec, winners: pa.Table, dead: int | None) -> pa.Table:
     )
 
 
-def _write_projections(run: Path, spec: Spec, k: int) -> None:
-    """Oriented waves, all different, in the shape that the stores write."""
-    group = zarr.open_group(run / "projections.zarr", mode="a")
+def _write_projections(storage: Storage, spec: Spec, k: int) -> None:
+    """Oriented waves, all different."""
     shape = (spec.features, k, spec.field, spec.field, 3)
+    array = Array(f"projections.zarr/{spec.name}", shape, "float32", min(spec.features, 16), 0.0)
+    arrays.create(storage, array)
     rng = np.random.default_rng(spec.features)
-    array = group.create_array(
-        spec.name,
-        shape=shape,
-        chunks=(1, 1, *shape[2:]),
-        shards=(min(spec.features, 16), *shape[1:]),
-        dtype="float32",
-        fill_value=0.0,
-    )
     y, x = np.indices((spec.field, spec.field)) / spec.field - 0.5
     window = np.exp(-6 * (y * y + x * x))[..., None]
-    for start in range(0, spec.features, 16):
-        count = min(16, spec.features - start)
+    for start in range(0, spec.features, array.shard):
+        count = min(array.shard, spec.features - start)
         angle = rng.uniform(0, 3.14, (count, k, 1, 1))
         wave = np.sin(14 * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
-        array[start : start + count] = wave * window * rng.normal(0.5, 0.5, (count, k, 1, 1, 3))
+        data = wave * window * rng.normal(0.5, 0.5, (count, k, 1, 1, 3))
+        arrays.write(storage, Block(array, start, data.astype(np.float32)))
 
 
-def _write(folder: Path, table: pa.Table) -> None:
-    folder.mkdir(parents=True)
-    pq.write_table(table, folder / "part-0.parquet")
+def _publish(storage: Storage, table: Table, rows: pa.Table) -> list[File]:
+    """Types as the table says, for a column of nothing but nulls has none."""
+    columns = {}
+    for column in table.columns:
+        values = rows[column.name]
+        if not column.type.startswith("list"):
+            values = values.cast(pa.type_for_alias(column.type))
+        columns[column.name] = from_arrow(values, column.nullable)
+    return list(tables.write(storage, table, columns, "r1"))

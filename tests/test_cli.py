@@ -238,3 +238,62 @@ def test_parts_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     out = tmp_path / "parts"
     assert exit_code(commands, ["images", "parts", "--count", "3", "--out", str(out)]) == 0
     assert [Path(line) for line in capsys.readouterr().out.split()] == list(out.glob("*.tar"))
+
+
+@pytest.fixture(scope="module")
+def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job of several tasks, with paths of its own."""
+    from zfscale.datasets import parts
+
+    folder = tmp_path_factory.mktemp("job")
+    parts.write(folder / "parts", count=160, shard_size=20)
+    job = folder / "job.yaml"
+    job.write_text(
+        f"run: {folder}/whole\nmodel: zfscale:zfnet-mini\nweights: seed:0\nbatch: 8\n"
+        f"images: {folder}/parts\nanalyses: {{scan: {{top_k: 2}}}}\n"
+    )
+    return job
+
+
+def test_a_run_ends_with_sums_and_verify_with_a_digest(job_file: Path) -> None:
+    done = zf("run", str(job_file), "--serial", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["counts"]["ok"] == 160
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()][-1] == "Finished"
+    checked = zf("verify", summary["run"])
+    assert checked.returncode == 0, checked.stderr
+    assert len(checked.stdout.strip()) == 64
+    victim = next((job_file.parent / "whole" / "winners").rglob("*.parquet"))
+    kept = victim.read_bytes()
+    victim.write_bytes(kept[:-1])
+    damaged = zf("verify", summary["run"])
+    assert damaged.returncode == 5
+    assert victim.name in damaged.stderr
+    victim.write_bytes(kept)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on(job_file: Path) -> None:
+    run = job_file.parent / "interrupted"
+    arguments = ["run", str(job_file), "--set", f"run={run}", "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zfscale", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert any("Progressed" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "zfscale " + " ".join(arguments) in err
+
+    again = zf(*arguments)
+    assert again.returncode == 0, again.stderr
+    begun = json.loads(again.stderr.splitlines()[0])
+    assert begun["stage"] == "scan"
+    assert 0 < begun["tasks"] < 8  # some were committed before
+    whole = zf("run", str(job_file), "--serial")
+    assert whole.returncode == 0, whole.stderr
+    assert zf("verify", str(run)).stdout == zf("verify", str(run.parent / "whole")).stdout

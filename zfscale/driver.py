@@ -44,7 +44,7 @@ def run(setup: Setup, executor: Callable[[Setup], Executor], report: Report) -> 
     for note in view.notes:
         report(Note(note, Level.WARNING))
     workers = _Workers(setup, executor)
-    counts = Counts()
+    counts: Counts | None = None
     try:
         for step in passes(setup.job).values():
             done = _carry_out(step, view, workers, report)
@@ -52,9 +52,9 @@ def run(setup: Setup, executor: Callable[[Setup], Executor], report: Report) -> 
                 counts = done
     finally:
         workers.close()
-    view.complete(counts)
+    total = view.complete(counts)
     top1, top5 = view.classification_error()
-    summary = Summary(setup.job.run, counts, time.monotonic() - began, top1, top5)
+    summary = Summary(setup.job.run, total, time.monotonic() - began, top1, top5)
     report(Finished(summary))
     return summary
 

@@ -1,18 +1,16 @@
 """A finished run in Python: its tables as DataFrames, its arrays as numpy, its images as pixels.
 
-Reads what the stores wrote, from a directory or any fsspec URL, and computes nothing but the
-cutting of patches. Knows no network and no ray; tables and arrays load when first asked for.
+Reads what a job published, in a directory or at any fsspec URL, and computes nothing but the
+cutting of patches. Runs no network; tables and arrays load when first asked for.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -25,11 +23,9 @@ from zfscale.convnet.network import Layer
 from zfscale.errors import IntegrityError, UsageError, ZfscaleError
 from zfscale.records import ImageRef, Preprocessing, Status, image_id
 from zfscale.sources.decode import decode
-
-INTERNAL = {"manifest", "segments", "gallery"}
-"""Directories of a run that hold no published table."""
-
-PARTITIONING = ds.partitioning(pa.schema([("layer", pa.string())]), flavor="hive")
+from zfscale.stores import run as runs
+from zfscale.stores import tables as stored
+from zfscale.stores.storage import open_storage
 
 Box = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels of the network's input, half open; may reach outside of it."""
@@ -38,29 +34,30 @@ Box = tuple[int, int, int, int]
 class Results:
     """The results of a finished run.
 
-    `run` is a directory or URL that holds `run.json`. `record` is that file. Every published
+    `run` is a directory or URL that holds `run.json`; `record` is that file. Every published
     table is an attribute of its own name: `.winners`, `.features`, `.images`, `.occlusion`, ...
     Raises UsageError if there is no run, or if it is not finished.
     """
 
     def __init__(self, run: str) -> None:
-        self.run = str(run).rstrip("/")
-        try:
-            self._fs, self._root = fsspec.url_to_fs(self.run)
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"{self.run}: cannot open this kind of address: {error}") from error
-        self.record: dict[str, Any] = self._read_record()
-        self.layers: dict[str, Layer] = {
-            layer["name"]: _layer(layer) for layer in self.record["layers"]
-        }
-        self.classes: list[str] | None = self.record.get("classes")
+        self._storage = open_storage(str(run))
+        self.run: str = self._storage.url
+        self.record = runs.read(self._storage)
+        if self.record.status != "complete":
+            raise UsageError(
+                f"{self.run}: the run is not finished (status {self.record.status!r});"
+                " start its job again to finish it"
+            )
+        facts = self.record.facts
+        self.layers: dict[str, Layer] = {layer["name"]: _layer(layer) for layer in facts["layers"]}
+        self.classes: list[str] | None = facts.get("classes") or facts.get("classes_of_model")
+        self.model: str = facts["spec"]["model"]
 
     def __repr__(self) -> str:
-        model = self.record.get("spec", {}).get("model")
         features = sum(layer.channels for layer in self.layers.values())
         return (
-            f"<zfscale run {self.run!r}: {model}, {len(self.layers)} layers, {features:,} features;"
-            f" tables {', '.join(self.tables)}>"
+            f"<zfscale run {self.run!r}: {self.model}, {len(self.layers)} layers,"
+            f" {features:,} features; tables {', '.join(self.tables)}>"
         )
 
     def __dir__(self) -> list[str]:
@@ -77,20 +74,14 @@ class Results:
 
     @cached_property
     def tables(self) -> tuple[str, ...]:
-        """Names of the published tables: the directories of the run with Parquet files in them."""
-        found = []
-        for entry in self._fs.ls(self._root, detail=True):
-            name = entry["name"].rstrip("/").rpartition("/")[2]
-            if entry["type"] != "directory" or name in INTERNAL or not name.isidentifier():
-                continue
-            if any(path.endswith(".parquet") for path in self._fs.find(entry["name"])):
-                found.append(name)
-        return tuple(sorted(found))
+        """Names of the published tables."""
+        files = (path for path in self.record.published if path.endswith(".parquet"))
+        return tuple(sorted({path.partition("/")[0] for path in files}))
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """How an encoded image became the network's input."""
-        stored = self.record["preprocessing"]
+        stored = self.record.facts["preprocessing"]
         values = {f.name: stored[f.name] for f in fields(Preprocessing) if f.name in stored}
         for name in ("crop", "mean", "std"):
             if name in values:
@@ -103,8 +94,7 @@ class Results:
             raise UsageError(
                 f"{self.run}: no table {table!r}; its tables are {', '.join(self.tables)}"
             )
-        path = f"{self._root}/{table}"
-        return ds.dataset(path, filesystem=self._fs, format="parquet", partitioning=PARTITIONING)
+        return stored.open_dataset(self._storage, table)
 
     def winners_of(self, layer: str, feature: int) -> pd.DataFrame:
         """The winners of one feature, best first: at most k rows, fewer if fewer images."""
@@ -194,20 +184,6 @@ class Results:
         red, green, blue = mean if given.order == "RGB" else mean[::-1]
         return red, green, blue
 
-    def _read_record(self) -> dict[str, Any]:
-        try:
-            record = json.loads(self._fs.cat_file(f"{self._root}/run.json"))
-        except FileNotFoundError as error:
-            raise UsageError(f"{self.run}: there is no run here (no run.json)") from error
-        except ValueError as error:
-            raise IntegrityError(f"{self.run}/run.json is not valid JSON: {error}") from error
-        if record.get("status") != "complete":
-            raise UsageError(
-                f"{self.run}: the run is not finished (status {record.get('status')!r});"
-                " start its job again to finish it"
-            )
-        return dict(record)
-
     def _check(self, layer: str, feature: int | None = None) -> None:
         if layer not in self.layers:
             raise UsageError(
@@ -220,7 +196,7 @@ class Results:
     def _holds(self, store: str, path: str) -> bool:
         # The name of a layer is whatever run.json says: it must not lead out of the run.
         inside = ".." not in path.split("/")
-        return inside and bool(self._fs.exists(f"{self._root}/{store}/{path}/zarr.json"))
+        return inside and self._storage.exists(f"{store}/{path}/zarr.json")
 
     def _array(self, store: str, path: str) -> zarr.Array[Any]:
         if not self._holds(store, path):

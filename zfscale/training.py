@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.nn import functional
 
 from zfscale import job as jobs
@@ -218,6 +218,10 @@ def _write(report: Report, network: Network) -> None:
     out = Path(report.job.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     state = network.module.state_dict()
-    save_file({name: value.cpu().contiguous() for name, value in state.items()}, out)
+    weights = save({name: value.cpu().contiguous() for name, value in state.items()})
+    # Replaced, not overwritten: who has loaded the old weights may still have them mapped.
+    temporary = out.with_suffix(".partial")
+    temporary.write_bytes(weights)
+    temporary.replace(out)
     text = json.dumps({**asdict(report), "job": report.job.model_dump()}, indent=2)
     out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")

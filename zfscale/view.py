@@ -47,7 +47,8 @@ from zfscale.stores.storage import open_storage
 from zfscale.worker import Setup, load_network
 
 GROUP = 4
-"""Cores of one worker where there is no GPU."""
+"""Threads of a worker at most. Their number changes sums within some convolutions, so it does
+not depend on how many workers there are, and is part of the fingerprint."""
 TASK_IMAGES = 1024
 """Images in a task, about: seconds to a minute of work, so that little is lost and all share."""
 LIBRARIES = ("numpy", "pillow", "torch", "torchvision")
@@ -64,14 +65,7 @@ def resolve(job: Job) -> Setup:
     device = job.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    cores = os.cpu_count() or 1
-    if job.workers != "auto":
-        workers = job.workers
-    elif device == "cuda":
-        workers = torch.cuda.device_count()
-    else:
-        workers = max(1, cores // GROUP)
-    return Setup(job, device, threads=max(1, cores // workers))
+    return Setup(job, device, threads=min(GROUP, os.cpu_count() or 1))
 
 
 def _remembered(job: Job) -> Job:
@@ -204,9 +198,16 @@ class RunView:
             wrong5 += int((rank >= 5).sum())
         return (wrong1 / labelled, wrong5 / labelled) if labelled else (None, None)
 
-    def complete(self, counts: Counts) -> None:
-        """Commit that everything the job asked for is there."""
-        self.ledger.commit(status=COMPLETE, facts={"counts": asdict(counts)})
+    def complete(self, counts: Counts | None) -> Counts:
+        """Commit that everything the job asked for is there.
+
+        `counts` are those of the whole collection if the job went over it; those of the run.
+        """
+        if counts is None:
+            self.ledger.commit(status=COMPLETE)
+        else:
+            self.ledger.commit(status=COMPLETE, facts={"counts": asdict(counts)})
+        return Counts(**self.ledger.manifest.facts.get("counts", {}))
 
     def _write(self, step: Pass, tasks: Sequence[Task]) -> Iterator[File]:
         """Publish what a pass gives, a run of items of one table at a time."""
@@ -279,6 +280,7 @@ def _fingerprint(setup: Setup, network: Network) -> dict[str, Any]:
         "preprocessing": asdict(network.preprocessing),
         "batch": setup.job.batch,
         "device": setup.device,
+        "threads": setup.threads,
         "processor": platform.machine(),
         "versions": {"zfscale": zfscale.__version__} | {name: version(name) for name in LIBRARIES},
     }

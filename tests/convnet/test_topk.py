@@ -46,9 +46,9 @@ def _score(feature: int, image: int) -> float:
     return float((image * 7 + feature * 3) % 5)  # many ties
 
 
-entries = st.lists(
-    st.tuples(st.integers(0, FEATURES - 1), st.integers(0, 15)), max_size=40
-).map(lambda pairs: [(f, _score(f, i), i, i % 3) for f, i in pairs])
+entries = st.lists(st.tuples(st.integers(0, FEATURES - 1), st.integers(0, 15)), max_size=40).map(
+    lambda pairs: [(f, _score(f, i), i, i % 3) for f, i in pairs]
+)
 
 
 @given(entries, st.integers(1, 5))

@@ -56,20 +56,26 @@ def failed(request: "api.Request") -> bool:
     return "ERR_ABORTED" not in (request.failure or "")
 
 
-@pytest.fixture
-def page(chromium: str) -> Iterator["api.Page"]:
-    """A page that fails the test for any console error, failed request or request elsewhere."""
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator["api.Browser"]:
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        wrong: list[str] = []
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("requestfailed", lambda r: failed(r) and wrong.append(r.url))
-        page.on("request", lambda r: None if r.url.startswith("file:") else wrong.append(r.url))
-        yield page
+        yield browser
         browser.close()
-        assert wrong == []
+
+
+@pytest.fixture
+def page(browser: "api.Browser") -> Iterator["api.Page"]:
+    """A page that fails the test for any console error, failed request or request elsewhere."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    wrong: list[str] = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda r: failed(r) and wrong.append(r.url))
+    page.on("request", lambda r: None if r.url.startswith("file:") else wrong.append(r.url))
+    yield page
+    page.close()
+    assert wrong == []
 
 
 def test_opens_from_the_disk_with_all_its_pictures(page: "api.Page", gallery: str) -> None:

@@ -1,7 +1,6 @@
 """The gallery as files: what is there, what it says, and that hostile names stay text."""
 
 import io
-import json
 import re
 import runpy
 from collections import Counter
@@ -205,11 +204,8 @@ def test_hostile_names_stay_text_and_inside(tmp_path: Path) -> None:
     names = (HOSTILE, "../../../escape", "conv1", "CONV1", "..")
     pictures = [Picture(f"../../{HOSTILE}{i}", i % 3, make["png"](i)) for i in range(3)]
     classes = [HOSTILE, "</script><!--", "\u2028\ud800'; alert(1)//"]
-    run = write_run(tmp_path, (Spec("a"),), pictures, classes)
-    record = json.loads((run / "run.json").read_text())
-    record["spec"]["model"] = HOSTILE
-    (run / "run.json").write_text(json.dumps(record))
-    _rename_layers(run, names)
+    layers = tuple(Spec(name, projected=False) for name in names)
+    run = write_run(tmp_path, layers, pictures, classes, model=HOSTILE)
     before = {path for path in tmp_path.rglob("*") if run / "gallery" not in path.parents}
     build(str(run))
     after = {path for path in tmp_path.rglob("*") if run / "gallery" not in path.parents}
@@ -223,23 +219,6 @@ def test_hostile_names_stay_text_and_inside(tmp_path: Path) -> None:
     data = (run / "gallery/assets/features.js").read_text()
     assert re.fullmatch(r"globalThis\.zfscale=\{[^<>&]*\};\n", data)
     check_links(run / "gallery")
-
-
-def _rename_layers(run: Path, names: tuple[str, ...]) -> None:
-    """The tables of layer `a` once for each name, with the names as a column, not a folder."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    record = json.loads((run / "run.json").read_text())
-    record["layers"] = [record["layers"][0] | {"name": name} for name in names]
-    (run / "run.json").write_text(json.dumps(record))
-    for table in ("features", "winners"):
-        file = run / table / "layer=a" / "part-0.parquet"
-        rows = pq.read_table(file, partitioning=None)
-        file.unlink()
-        file.parent.rmdir()
-        parts = [rows.append_column("layer", pa.array([name] * len(rows))) for name in names]
-        pq.write_table(pa.concat_tables(parts), run / table / "part.parquet")
 
 
 def test_a_gallery_at_a_url(run: Path) -> None:

@@ -119,9 +119,11 @@ def test_jpeg_cut_anywhere_is_never_used(mode: str, preprocessing: Preprocessing
 
     What the last block lacks is not noticed behind an end marker: the cuts stop short of it.
     """
-    data = badfiles.encode(badfiles.picture(5).convert(mode), quality=90)
+    data = badfiles.encode(badfiles.picture(5).convert(mode), quality=95)
     start = badfiles.scan_start(data)
-    for cut in np.linspace(start, len(data) - 500, 40).astype(int):
+    stuffed = [place + 1 for place in range(start, len(data) - 500) if data[place] == 0xFF]
+    assert stuffed, "a cut between 0xFF and its zero must be among them"
+    for cut in [*np.linspace(start, len(data) - 500, 40).astype(int), *stuffed]:
         for end in (b"", bytes(len(data) - cut), badfiles.EOI):
             with pytest.raises(Quarantine) as caught:
                 decode(data[:cut] + end, preprocessing)
@@ -221,7 +223,7 @@ def test_decode_ahead_passes_on_errors_of_the_source(preprocessing: Preprocessin
 
 
 def test_photographs_decode_as_with_pillow(shared_data: Path) -> None:
-    """800 ImageNet photographs: all are used, at most two grey levels off on average."""
+    """800 ImageNet photographs: all are used, and hardly a grey level is off."""
     preprocessing = Preprocessing(256, (224, 224), (123.7, 116.3, 103.5))
     shards = sources.find([str(shared_data / "imagenet-sample" / "val-*.tar")])
     compared = used = 0
@@ -232,7 +234,7 @@ def test_photographs_decode_as_with_pillow(shared_data: Path) -> None:
             used += 1
             if sample.index % 20 == 0 and sample.data is not None:
                 expected = reference(sample.data, preprocessing).astype(int)
-                assert np.abs(outcome.pixels.numpy().astype(int) - expected).mean() < 2
+                assert np.abs(outcome.pixels.numpy().astype(int) - expected).mean() < 0.5
                 compared += 1
     assert used == 800
     assert compared == 40

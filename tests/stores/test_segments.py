@@ -65,6 +65,14 @@ def test_columns_come_back_bit_by_bit(given_columns):
     assert_same(given_columns, segments.read(storage, file))
 
 
+def test_special_floats_keep_their_bits(storage):
+    bits = np.array([0x7FF8000000000123, 1 << 63, 0x7FF0000000000000, 1], np.uint64)
+    values = bits.view(np.float64)
+    given_columns = {"plain": values, "masked": np.ma.masked_array(values, [0, 0, 1, 0])}
+    file = segments.write(storage, "scan-01", "rows", given_columns)
+    assert_same(given_columns, segments.read(storage, file))
+
+
 def test_empty_and_unknown_objects_are_strings(storage):
     file = segments.write(storage, "scan-01", "rows", {"a": objects([]), "b": objects([])})
     rows = segments.read(storage, file, where={"a": "x"})
@@ -123,6 +131,9 @@ def test_selection(storage, records):
     assert list(rows) == ["record"]
     assert rows["record"].tolist() == made[49:50]
     assert len(segments.read(storage, file, where={"layer": "conv3"})["record"]) == 0
+    where = {"layer": ["conv3", "conv2"], "feature": (7, 8)}
+    assert segments.read(storage, file, where=where)["record"].tolist() == made[57:58]
+    assert len(segments.read(storage, file, where={"layer": []})["record"]) == 0
 
 
 def test_selection_reads_only_row_groups_that_may_match(storage, records, monkeypatch):

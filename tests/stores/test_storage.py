@@ -36,9 +36,14 @@ class TestEveryStorage:
 
     def test_writing_that_fails_leaves_nothing(self, storage):
         storage.publish("big", b"old")
-        with pytest.raises(RuntimeError), storage.writing("big") as stream:
-            stream.write(b"half")
-            raise RuntimeError
+
+        def fail():
+            with storage.writing("big") as stream:
+                stream.write(b"half")
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fail()
         assert storage.read("big") == b"old"
         assert list(storage.sizes()) == ["big"]
 

@@ -45,6 +45,9 @@ def test_selection(storage, winners):
     found = tables.read(storage, "winners", ["feature"], {"layer": "fc/1", "feature": (4, 9)})
     assert list(found) == ["feature"]
     assert found["feature"].tolist() == [4, 6, 8]
+    found = tables.read(storage, "winners", ["feature"], {"key": ["é3", "é11", "nobody"]})
+    assert sorted(found["feature"].tolist()) == [8, 16]
+    assert len(tables.read(storage, "winners", where={"key": []})["feature"]) == 0
 
 
 def test_pandas_and_duckdb_just_work(directory, winners):

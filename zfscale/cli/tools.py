@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from zfscale.convnet.network import Layer
 
 
 @click.command()
@@ -17,23 +13,28 @@ if TYPE_CHECKING:
 @click.option("--weights", metavar="FILE", help="File, URL or seed:N; the layers need none.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def layers(model: str, weights: str | None, as_json: bool) -> None:
-    """List the layers of a network whose features can be observed."""
+    """List every layer of a network, and mark those that a scan observes by default."""
     from zfscale import models
 
     # Random weights have the same layers, and need no file.
-    found = models.load(model, weights or (None if "@" in model else "seed:0")).layers
+    network = models.load(model, weights or (None if "@" in model else "seed:0"))
+    rows = models.table(network)
     if as_json:
-        click.echo(json.dumps([asdict(layer) for layer in found], indent=2))
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    width = max(len(layer.name) for layer in found)
-    click.echo(f"{'layer':{width}}  channels        size    stride  receptive field")
-    for layer in found:
-        click.echo(f"{layer.name:{width}}  {_row(layer)}")
-
-
-def _row(layer: Layer) -> str:
-    size = _by((layer.height, layer.width))
-    return f"{layer.channels:8,}  {size:>10}{_by(layer.stride):>10}{_by(layer.field):>17}"
+    width = max(len(row.name) for row in rows)
+    kinds = max(len(row.kind) for row in rows)
+    click.echo(
+        f"  {'layer':{width}}  {'kind':{kinds}}  channels       size     stride  receptive field"
+    )
+    for row in rows:
+        size = _by((row.height, row.width))
+        mark = "*" if row.observed else " "
+        click.echo(
+            f"{mark} {row.name:{width}}  {row.kind:{kinds}}  {row.channels:8,} {size:>10} "
+            f"{_by(row.stride):>10}  {_by(row.field):>15}"
+        )
+    click.echo("* observed by a scan where the job names no layers")
 
 
 def _by(pair: tuple[int, int] | None) -> str:
@@ -48,13 +49,20 @@ def verify(run: str) -> None:
     from zfscale.stores import manifest
     from zfscale.stores.digest import digest
     from zfscale.stores.storage import open_storage
-    from zfscale.stores.verify import find_damage
+    from zfscale.stores.verify import check_accounting, find_damage
 
     storage = open_storage(run)
-    damage = find_damage(storage, manifest.load(storage))
+    state = manifest.load(storage)
+    damage = find_damage(storage, state)
     if damage:
         told = "\n".join(f"  {each}" for each in damage)
         raise IntegrityError(f"{run}: {len(damage)} files are not what was committed:\n{told}")
+    counts = check_accounting(storage, state)
+    click.echo(
+        f"{counts.images:,} images = {counts.ok:,} ok + {counts.quarantined:,} quarantined + "
+        f"{counts.duplicate:,} duplicate; every file is as it was committed",
+        err=True,
+    )
     click.echo(digest(storage))
 
 

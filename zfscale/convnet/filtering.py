@@ -39,7 +39,8 @@ def transposed(convolution: Convolution) -> Filter:
 
     def run(signal: torch.Tensor) -> torch.Tensor:
         if plain and signal.shape[2:] == (1, 1):
-            return (signal.flatten(1) @ weight.flatten(1)).view(-1, *weight.shape[1:])
+            product = signal.flatten(1) @ weight.permute(0, 2, 3, 1).flatten(1)
+            return product.view(len(signal), *window.kernel, -1).permute(0, 3, 1, 2)
         return spread(signal)
 
     return run

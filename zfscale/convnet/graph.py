@@ -56,7 +56,8 @@ class Graph:
     """All operations in the order of execution.
 
     `modules` maps the path of every module that was called to the node of its (last) output.
-    `source` maps each node to the one of torch.fx, in `program`, that computes it.
+    `source` maps each node to the one of torch.fx, in `program`, that computes it. The weights
+    of the operations lie on `device`.
     """
 
     nodes: Mapping[str, Node]
@@ -64,6 +65,7 @@ class Graph:
     modules: Mapping[str, str]
     source: Mapping[str, fx.Node]
     program: fx.Graph
+    device: torch.device
 
     @property
     def input(self) -> str:
@@ -119,7 +121,7 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
         output = recorder.run(pixels)
         if not _equal(output, module(pixels)):
             raise UntraceableError("torch.fx: the traced program computes something else")
-    return recorder.recorded(tracer.outputs)
+    return recorder.recorded(tracer.outputs, pixels.device)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -173,20 +175,20 @@ class _Recorder(fx.Interpreter):
             self._record(n, operation, inputs, result)
         return result
 
-    def recorded(self, outputs: Mapping[str, fx.Node]) -> Graph:
+    def recorded(self, outputs: Mapping[str, fx.Node], device: torch.device) -> Graph:
         """All that was recorded."""
         consumers: dict[str, list[str]] = {name: [] for name in self.nodes}
         for node in self.nodes.values():
             for name in dict.fromkeys(node.inputs):
                 consumers[name].append(node.name)
+        own = {node: name for name, node in self.source.items()}
         return Graph(
             nodes=self.nodes,
             consumers={name: tuple(users) for name, users in consumers.items()},
-            modules={
-                path: self.names[node] for path, node in outputs.items() if node in self.names
-            },
+            modules={path: own[node] for path, node in outputs.items() if node in own},
             source=self.source,
             program=self.program,
+            device=device,
         )
 
     def _record(

@@ -45,10 +45,14 @@ def _first_of_window(count: Sequence[int], width: int, window: Sliding) -> torch
 
 
 def place(values: torch.Tensor, switches: torch.Tensor, window: Sliding) -> torch.Tensor:
-    """As `accumulate`, but of two values for one place the one of the later window stays."""
+    """As `accumulate`, but of two values for one place the one of the later window stays.
+
+    Zeros are not placed, so that windows without signal, in the crop or beyond it, do not count.
+    """
     maps = _empty(values, window)
-    for place_, part in _places(maps, values, window):
-        part.copy_(torch.where(switches == place_, values, part))
+    some = values != 0
+    for offset, part in _places(maps, values, window):
+        part.copy_(torch.where(some & (switches == offset), values, part))
     return maps
 
 
@@ -64,15 +68,15 @@ def _empty(values: torch.Tensor, window: Sliding) -> torch.Tensor:
 def _places(
     maps: torch.Tensor, values: torch.Tensor, window: Sliding
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each place of the window, and the view of `maps` that this place of all windows covers.
+    """Each offset in the window, and the view of `maps` that it covers in all windows.
 
-    The last place comes first: of all windows over one position, it belongs to the earliest.
+    The last offset comes first: of all windows over one position, it belongs to the earliest.
     """
     rows, columns = window.kernel
-    for place_ in reversed(range(rows * columns)):
-        y, x = place_ // columns * window.dilation[0], place_ % columns * window.dilation[1]
+    for offset in reversed(range(rows * columns)):
+        y, x = offset // columns * window.dilation[0], offset % columns * window.dilation[1]
         yield (
-            place_,
+            offset,
             maps[
                 :,
                 :,

@@ -76,10 +76,18 @@ def find(
     unique: dict[str, Shard] = {}
     for name, places in sorted(by_format.items()):
         for shard in _module(name).shards(places):
+            _check_name(shard.uri)
             # A class folder may also be given by itself: the one that knows its class stays.
             if shard.uri not in unique or unique[shard.uri].label is None:
                 unique[shard.uri] = shard
     return [unique[uri] for uri in sorted(unique)]
+
+
+def _check_name(uri: str) -> None:
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"images: {uri!a}: this name is not Unicode; rename it") from error
 
 
 def _split(place: Place, kind: str | None) -> dict[str, Place]:
@@ -118,11 +126,9 @@ def read(shard: Shard, start: int, stop: int, skip: Collection[int] = ()) -> Ite
                 yield _missing(shard, expected)
                 expected = next(wanted, None)
             if sample.index == expected:
-                yield (
-                    replace(sample, data=None, reason=Reason.EMPTY)
-                    if (sample.data == b"")
-                    else sample
-                )
+                if sample.data == b"":
+                    sample = replace(sample, data=None, reason=Reason.EMPTY)  # noqa: PLW2901
+                yield sample
                 expected = next(wanted, None)
     except (FileNotFoundError, PermissionError):
         pass  # The rest follows as unreadable.

@@ -1,8 +1,8 @@
 """From encoded bytes to the pixels that a network sees, or the reason why there are none.
 
-JPEG and WebP are decoded by torchvision (libjpeg-turbo, libwebp), twice as fast as by Pillow and
-without the GIL. PNG, GIF and BMP go through Pillow: on a PNG with damaged data torchvision does
-not raise but ends the process. docs/images.md says what becomes of odd input, and why.
+JPEG and WebP are decoded and resized by torchvision: less time than Pillow takes, and without the
+GIL. PNG, GIF and BMP go through Pillow: on a PNG with damaged data torchvision does not raise but
+ends the process. docs/images.md says what becomes of odd input, and why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from zfscale.records import Preprocessing, Reason, Sample, image_id
-from zfscale.sources.header import Header, Quarantine, inspect
+from zfscale.sources.header import END_OF_IMAGE, Header, Quarantine, inspect
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused: this is a quarter of a gigabyte of RGB, where Pillow too begins to
@@ -80,7 +80,7 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
     """
     header = inspect(data)
     _check_size(header.width, header.height)
-    if header.end < 0:
+    if not header.complete:
         raise Quarantine(Reason.TRUNCATED, f"the {header.kind} file stops before its end mark")
     if header.kind == "jpeg":
         pixels = _jpeg(data, header)
@@ -126,7 +126,8 @@ def _jpeg(data: bytes, header: Header) -> torch.Tensor:
     pixels = _native(_JPEG, data)
     corner = pixels[:, -MIN_SIDE:, -MIN_SIDE:]
     if (corner == corner[0, 0, 0]).all() and int(corner[0, 0, 0]) in (128, 64):
-        refilled = data[: header.end] + _FILLER + data[header.end :]
+        end = data.find(END_OF_IMAGE, header.scan)
+        refilled = data[:end] + _FILLER + data[end:]
         try:
             same = torch.equal(pixels, _native(_JPEG, refilled))
         except Quarantine:

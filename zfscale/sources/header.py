@@ -22,15 +22,16 @@ class Quarantine(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`kind` is jpeg, png, webp, gif or bmp; `width` and `height` in pixels. `end` is the offset
-    of the mark that ends the image data, -1 where the file stops before it.
+    """`kind` is jpeg, png, webp, gif or bmp; `width` and `height` in pixels. Not `complete`: the
+    file stops before the mark that ends it. `scan` is where the compressed data of a JPEG begin.
     """
 
     kind: str
     width: int
     height: int
     alpha: bool = False
-    end: int = 0
+    complete: bool = True
+    scan: int = 0
 
 
 _OTHERS = (
@@ -48,7 +49,7 @@ _OTHERS = (
     (0, b"P6", "PNM"),
 )
 
-_END_OF_IMAGE = b"\xff\xd9"
+END_OF_IMAGE = b"\xff\xd9"
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DECODABLE_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
@@ -100,7 +101,9 @@ def _jpeg(data: bytes) -> Header:
             break
     if size is None:
         raise Quarantine(Reason.CORRUPT, "the JPEG has no frame header")
-    return Header("jpeg", *size, end=data.find(_END_OF_IMAGE, place))
+    # Nearly every JPEG ends with its mark, and searching all of it takes a while.
+    complete = data.endswith(END_OF_IMAGE) or data.find(END_OF_IMAGE, place) >= 0
+    return Header("jpeg", *size, complete=complete, scan=place)
 
 
 def _jpeg_frame(data: bytes, place: int, marker: int) -> tuple[int, int]:
@@ -131,30 +134,29 @@ def _png(data: bytes) -> Header:
             raise Quarantine(Reason.ANIMATED, "animated PNG")
         alpha = alpha or name == b"tRNS"
         if name == b"IEND":
-            return Header("png", width, height, alpha, end=place)
+            return Header("png", width, height, alpha)
         place += 12 + length
-    return Header("png", width, height, alpha, end=-1)
+    return Header("png", width, height, alpha, complete=False)
 
 
 def _webp(data: bytes) -> Header:
     """Read the first chunk (WebP container specification; RFC 6386 section 9.1, RFC 9649)."""
     if len(data) < 30:
         raise Quarantine(Reason.TRUNCATED, "the file ends within the WebP header")
-    length = 8 + struct.unpack_from("<I", data, 4)[0]
-    end = length if length <= len(data) else -1
+    complete = 8 + struct.unpack_from("<I", data, 4)[0] <= len(data)
     chunk = data[12:16]
     if chunk == b"VP8X":
         if data[20] & 0x02:
             raise Quarantine(Reason.ANIMATED, "animated WebP")
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        return Header("webp", width, height, bool(data[20] & 0x10), end)
+        return Header("webp", width, height, bool(data[20] & 0x10), complete)
     if chunk == b"VP8L":
         bits = int.from_bytes(data[21:25], "little")
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        return Header("webp", width, height, bool(bits >> 28 & 1), end)
+        return Header("webp", width, height, bool(bits >> 28 & 1), complete)
     if chunk == b"VP8 ":
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-        return Header("webp", width, height, end=end)
+        return Header("webp", width, height, complete=complete)
     raise Quarantine(Reason.CORRUPT, f"WebP begins with the unknown chunk {chunk!r}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,37 +37,42 @@ class _Columns:
 
 def shards(places: Sequence[Place]) -> list[Shard]:
     """One shard per file."""
+    _row_group.cache_clear()
     return files.in_threads(_shard, [entry for place in places for entry in place.files])
 
 
 def _shard(entry: Entry) -> Shard:
-    try:
-        with pq.ParquetFile(files.open_file(entry.uri)) as file:
-            images = file.metadata.num_rows
-    except Exception as error:
-        if not _damaged(error):
-            raise
-        images = 1  # One sample stands for the file: unreadable.
+    images = 1  # Where the file is damaged one sample stands for it: unreadable.
+    with _damage_tolerated(), _open(entry.uri) as file:
+        images = file.metadata.num_rows
     return Shard("parquet", entry.uri, images, entry.size)
 
 
-def _damaged(error: Exception) -> bool:
-    """Whether the file is at fault. pyarrow reports damage as OSError without an error number;
-    a network or a disk gives one.
+@contextmanager
+def _open(uri: str) -> Iterator[pq.ParquetFile]:
+    with files.open_file(uri) as handle, pq.ParquetFile(handle) as file:
+        yield file
+
+
+@contextmanager
+def _damage_tolerated() -> Iterator[None]:
+    """Ends the block quietly if the file is at fault, and not the way to it.
+
+    pyarrow reports damage as OSError without an error number; a network or a disk gives one.
+    Damaged names of columns are no Unicode.
     """
-    plain = type(error) is OSError and error.errno is None
-    return plain or isinstance(error, pa.ArrowException | FileNotFoundError | PermissionError)
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, FileNotFoundError, PermissionError):
+        return
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None:
+            raise
 
 
 def read(shard: Shard, start: int, stop: int, skip: Collection[int]) -> Iterator[Sample]:
     """Rows `start` to `stop`, less those in `skip`. A damaged row group yields no samples."""
-    try:
-        file = pq.ParquetFile(files.open_file(shard.uri))
-    except Exception as error:
-        if not _damaged(error):
-            raise
-        return
-    with file:
+    with _damage_tolerated(), _open(shard.uri) as file:
         columns = _columns(file.schema_arrow)
         first = 0
         for group in range(file.metadata.num_row_groups):
@@ -90,25 +96,23 @@ def _group(
             yield _sample(uri, group, row, first + row, None, None)
         return
     row = 0
-    try:
+    with _damage_tolerated():
         for batch in file.iter_batches(ROWS, row_groups=[group], columns=names):
             for place in range(batch.num_rows):
-                image = batch[columns.image][place].as_py() if columns.image else None
+                image = batch[columns.image][place] if columns.image else None
                 label = batch[columns.label][place].as_py() if columns.label else None
                 yield _sample(uri, group, row, first + row, image, label)
                 row += 1
-    except Exception as error:
-        if not _damaged(error):
-            raise
 
 
-def _sample(uri: str, group: int, row: int, index: int, image: Any, label: Any) -> Sample:
-    path = image.get("path") if isinstance(image, dict) else None
+def _sample(
+    uri: str, group: int, row: int, index: int, image: pa.Scalar | None, label: Any
+) -> Sample:
     data = _bytes(image)
     is_label = isinstance(label, int) and not isinstance(label, bool) and label >= 0
     return Sample(
         index,
-        path if isinstance(path, str) and path else f"{files.name(uri)}#{index}",
+        _path(image) or f"{files.name(uri)}#{index}",
         label if is_label else None,
         ImageRef(uri, row_group=group, row=row),
         data,
@@ -116,21 +120,34 @@ def _sample(uri: str, group: int, row: int, index: int, image: Any, label: Any) 
     )
 
 
-def _bytes(image: Any) -> bytes | None:
-    value = image.get("bytes") if isinstance(image, dict) else image
-    return value if isinstance(value, bytes) else None
+def _bytes(image: pa.Scalar | None) -> bytes | None:
+    if isinstance(image, pa.StructScalar):
+        image = image["bytes"] if image.is_valid else None
+    if not isinstance(image, pa.BinaryScalar | pa.LargeBinaryScalar):
+        return None
+    data: bytes | None = image.as_py()
+    return data
+
+
+def _path(image: pa.Scalar | None) -> str:
+    """The path beside the bytes, or nothing. Damaged text is no reason to lose the image."""
+    if not isinstance(image, pa.StructScalar) or not image.is_valid or "path" not in image:
+        return ""
+    path = image["path"]
+    is_text = isinstance(path, pa.StringScalar | pa.LargeStringScalar) and path.is_valid
+    return path.as_buffer().to_pybytes().decode(errors="backslashreplace") if is_text else ""
 
 
 def fetch(uri: str, group: int, row: int) -> bytes | None:
     """The image of one row again, or None where there is none."""
     images = _row_group(uri, group)
-    return _bytes(images[row].as_py()) if images is not None and row < len(images) else None
+    return _bytes(images[row]) if images is not None and row < len(images) else None
 
 
 @functools.lru_cache(maxsize=2)
 def _row_group(uri: str, group: int) -> pa.ChunkedArray | None:
     """The images of a row group. Images fetched one after the other tend to share it: cached."""
-    with pq.ParquetFile(files.open_file(uri)) as file:
+    with _open(uri) as file:
         image = _columns(file.schema_arrow).image
         if image is None or group >= file.metadata.num_row_groups:
             return None
@@ -140,16 +157,11 @@ def _row_group(uri: str, group: int) -> pa.ChunkedArray | None:
 def class_names(shards: Sequence[Shard]) -> list[str] | None:
     """The names of the ClassLabel feature of the first file that can be read."""
     for shard in shards:
-        try:
-            with pq.ParquetFile(files.open_file(shard.uri)) as file:
-                schema = file.schema_arrow
-        except Exception as error:
-            if not _damaged(error):
-                raise
-            continue
-        feature = _features(schema).get(_columns(schema).label or "")
-        names = feature.get("names") if isinstance(feature, dict) else None
-        return [str(name) for name in names] if isinstance(names, list) and names else None
+        with _damage_tolerated(), _open(shard.uri) as file:
+            schema = file.schema_arrow
+            feature = _features(schema).get(_columns(schema).label or "")
+            names = feature.get("names") if isinstance(feature, dict) else None
+            return [str(name) for name in names] if isinstance(names, list) and names else None
     return None
 
 

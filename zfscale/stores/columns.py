@@ -66,7 +66,7 @@ def expression(where: Where) -> pc.Expression:
             start, stop = wanted
             result &= (pc.field(name) >= start) & (pc.field(name) < stop)
         elif isinstance(wanted, list):
-            result &= pc.field(name).isin(wanted)
+            result &= pc.field(name).isin(pa.array(wanted, pa.string()))
         else:
             result &= pc.field(name) == wanted
     return result

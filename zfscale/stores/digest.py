@@ -97,8 +97,8 @@ def _cells(values: NDArray[Any]) -> list[bytes]:
     if values.dtype.kind == "O":
         return [_object(value) for value in values]
     mask = np.ma.getmaskarray(values)
-    data = np.ascontiguousarray(np.where(mask, 0, np.ma.getdata(values)).astype(values.dtype))
-    raw = data.view(np.uint8).reshape(len(data), -1)
+    data = np.ascontiguousarray(np.ma.filled(values, 0))
+    raw = data.view(np.uint8).reshape(len(data), data.itemsize)
     flagged = np.concatenate([mask[:, None].astype(np.uint8), raw], axis=1)
     cells: list[bytes] = flagged.view(f"V{flagged.shape[1]}").reshape(-1).tolist()
     return cells

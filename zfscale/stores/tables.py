@@ -90,8 +90,12 @@ def open_dataset(storage: Storage, name: str) -> ds.Dataset:
 
 def dataset_of(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
     """The table that some files make up, unread."""
+    by_layer = any("/layer=" in path for path in paths)
     return ds.dataset(
-        paths, filesystem=storage.filesystem(), format="parquet", partitioning=PARTITIONING
+        paths,
+        filesystem=storage.filesystem(),
+        format="parquet",
+        partitioning=PARTITIONING if by_layer else None,
     )
 
 

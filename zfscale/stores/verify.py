@@ -1,16 +1,19 @@
-"""Whether the files of a run are still what they were when they were committed."""
+"""Whether the files of a run are still what they were, and whether its images add up."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from zfscale.records import File
+from zfscale.errors import IntegrityError
+from zfscale.records import Counts, File, Status
 from zfscale.stores import run
 from zfscale.stores import storage as stores
 from zfscale.stores.manifest import RUNNING, Manifest
 from zfscale.stores.storage import Storage
+from zfscale.stores.tables import open_dataset
 
 THREADS = 8
 """Files hashed at a time: an object store answers slowly, a disk does not mind."""
@@ -60,3 +63,22 @@ def _files(manifest: Manifest) -> Iterator[tuple[str | None, File]]:
         yield None, file
     if manifest.status != RUNNING:  # a job that was killed may have left it one commit behind
         yield None, stores.file(run.PATH, run.encode(run.RunRecord.of(manifest)))
+
+
+def check_accounting(storage: Storage, manifest: Manifest) -> Counts:
+    """Count the rows of `images` by status and compare them with the counts of the run.
+
+    Raises IntegrityError where they differ: an image would have vanished, or come from nowhere.
+    """
+    recorded = Counts(**manifest.facts.get("counts", {}))
+    found: Counter[str] = Counter()
+    if any(path.startswith("images/") for path in manifest.published):
+        for batch in open_dataset(storage, "images").to_batches(columns=["status"]):
+            found.update(batch.column("status").to_pylist())
+    told = {status: getattr(recorded, status) for status in Status}
+    if found != Counter(told):
+        raise IntegrityError(
+            f"{storage.url}: the run counted {told}, its table of images holds {dict(found)}; "
+            "run the job again to derive the table anew"
+        )
+    return recorded

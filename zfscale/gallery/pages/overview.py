@@ -37,7 +37,7 @@ def pages(site: Site) -> Iterator[Page]:
         "samples": {layer.slug: samples(layer) for layer in site.layers},
         "features": sum(len(layer.features) for layer in site.layers),
         "dead": sum(feature.dead for layer in site.layers for feature in layer.features),
-        "details": json.dumps(site.results.record, indent=2, ensure_ascii=False),
+        "details": json.dumps(_details(site.results), indent=2, ensure_ascii=False),
     }
     yield Page("index.html", "index.html", values)
 
@@ -70,6 +70,14 @@ def samples(layer: LayerView) -> list[Feature]:
     living = [feature for feature in layer.features if feature.winners and not feature.dead]
     chosen = sorted(living, key=lambda feature: -(feature.selectivity or 0.0))[:SAMPLES]
     return sorted(chosen, key=lambda feature: feature.number)
+
+
+def _details(results: Results) -> dict[str, Any]:
+    """What of run.json a reader may ask for: not the long lists of files and names."""
+    record = results.record
+    details = {"run": results.run, "run_id": record.run_id, "created": record.created}
+    facts = {name: record.facts.get(name) for name in ("spec", "preprocessing", "counts")}
+    return details | facts | {"fingerprint": record.fingerprint}
 
 
 def _add(counts: dict[str, int], values: pa.Array[Any]) -> None:

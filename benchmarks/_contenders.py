@@ -1,0 +1,139 @@
+"""Who takes part in the benchmark `peers`: each finds the k strongest images of every channel.
+
+A contender takes `Work` and gives `Found`. Its library is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from benchmarks._decoded import batches, scan_all
+from zfscale.convnet.network import Network
+from zfscale.records import image_id
+
+LAYERS = ("features.1", "features.4", "features.7", "features.9", "features.11")
+"""The rectifications of the five convolutions of torchvision's AlexNet."""
+Found = list[torch.Tensor]
+"""Positions of the k strongest images, (channels, k), for every layer."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What everybody is given: network, pixels (N, 3, H, W), normalised inputs, k, batch."""
+
+    network: Network
+    pixels: torch.Tensor
+    inputs: torch.Tensor
+    k: int
+    batch: int
+
+    def contiguous(self) -> nn.Module:
+        """The module in torch's default memory format, for those who flatten with `view`."""
+        return copy.deepcopy(self.network.module).to(memory_format=torch.contiguous_format)
+
+
+def zfscale(work: Work) -> Found:
+    rows = scan_all(work.network, batches(work.pixels, work.batch), work.k)
+    position = {image_id(str(i).encode()): i for i in range(len(work.pixels))}
+    ids = [f"{h:016x}{low:016x}" for h, low in zip(rows["high"], rows["low"], strict=True)]
+    places = torch.tensor([position[each] for each in ids])
+    layers = [torch.from_numpy(rows["layer"] == layer.name) for layer in work.network.layers]
+    return [places[mine].view(-1, work.k) for mine in layers]
+
+
+@torch.inference_mode()
+def _topk(work: Work, maxima: Callable[[torch.Tensor], list[torch.Tensor]]) -> Found:
+    """The loop that a user writes around `maxima` (B, C) of every layer."""
+    best: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for start in range(0, len(work.inputs), work.batch):
+        values = maxima(work.inputs[start : start + work.batch])
+        index = torch.arange(start, min(start + work.batch, len(work.inputs)))[:, None]
+        new = [(value, index.expand_as(value)) for value in values]
+        if best:
+            new = [
+                (torch.cat([a, c]), torch.cat([b, d]))
+                for (a, b), (c, d) in zip(best, new, strict=True)
+            ]
+        top = [value.topk(min(work.k, len(value)), dim=0).indices for value, _ in new]
+        best = [(v.gather(0, t), i.gather(0, t)) for (v, i), t in zip(new, top, strict=True)]
+    return [index.T for _, index in best]
+
+
+def _hooked(work: Work, model: nn.Module) -> Found:
+    kept: dict[str, torch.Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for name in LAYERS:
+
+            def keep(_module: nn.Module, _inputs: object, out: torch.Tensor, name: str = name):
+                kept[name] = out.amax((2, 3))
+
+            handle = model.get_submodule(name).register_forward_hook(keep)
+            stack.callback(handle.remove)
+        return _topk(work, lambda inputs: [model(inputs), *map(kept.get, LAYERS)][1:])
+
+
+def plain_loop(work: Work) -> Found:
+    return _hooked(work, work.contiguous())
+
+
+def plain_loop_channels_last(work: Work) -> Found:
+    return _hooked(work, work.network.module)
+
+
+def captum(work: Work) -> Found:
+    from captum.attr import LayerActivation
+
+    model = work.contiguous()
+    observed = LayerActivation(model, [model.get_submodule(name) for name in LAYERS])
+    return _topk(work, lambda inputs: [maps.amax((2, 3)) for maps in observed.attribute(inputs)])
+
+
+def semanticlens(work: Work) -> Found:
+    from semanticlens.component_visualization import ActivationComponentVisualizer, aggregators
+
+    data = TensorDataset(work.inputs, torch.zeros(len(work.inputs)))
+    model = work.contiguous()
+    data.name, model.name = "images", "alexnet"
+    visualizer = ActivationComponentVisualizer(
+        model, data, data, list(LAYERS), work.k, "cpu", aggregators.aggregate_conv_max
+    )
+    found = visualizer.run(batch_size=work.batch)
+    return [found[name].sample_ids for name in LAYERS]
+
+
+def zennit_crp(work: Work) -> Found:
+    from crp.attribution import CondAttribution
+    from crp.concepts import ChannelConcept
+    from crp.helper import load_maximization
+    from crp.visualization import FeatureVisualization
+
+    data = TensorDataset(work.inputs, torch.zeros(len(work.inputs), dtype=torch.int64))
+    concepts = {name: ChannelConcept() for name in LAYERS}
+    with tempfile.TemporaryDirectory() as folder:
+        attribution = CondAttribution(work.contiguous())
+        view = FeatureVisualization(
+            attribution, data, concepts, max_target="max", abs_norm=False, path=folder
+        )
+        view.run(None, 0, len(data), batch_size=work.batch)
+        kept = [load_maximization(Path(view.ActMax.PATH), name)[0] for name in LAYERS]
+        return [torch.tensor(ids[: work.k]).T for ids in kept]
+
+
+CONTENDERS: dict[Callable[[Work], Found], str | None] = {
+    zfscale: None,
+    plain_loop: None,
+    plain_loop_channels_last: None,
+    captum: "captum",
+    semanticlens: "semanticlens",
+    zennit_crp: "crp",
+}
+"""Who takes part, and the module that has to be installed for it."""

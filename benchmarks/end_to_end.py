@@ -1,0 +1,99 @@
+"""End to end from JPEG files against the slower of decoding alone and the forward pass alone.
+
+The job reads, decodes, scans, writes and publishes as `zfscale run` does. It counts from the end
+of its first task, when processes run and weights are loaded, to the end of its scan stage. The
+bound is what a machine reaches that overlaps decoding and computing completely.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from benchmarks import _images
+from benchmarks._decoded import forward
+from benchmarks._report import Report
+from benchmarks._timing import by_turns, ratio, seconds
+from zfscale import driver, sources, view
+from zfscale.cluster.pool import RayPool
+from zfscale.convnet.network import set_determinism
+from zfscale.events import Event, Progressed, StageDone
+from zfscale.job import Job
+from zfscale.sources.decode import decode_ahead
+from zfscale.worker import Executor, Serial, Setup, load_network
+
+Start = Callable[[Setup], Executor]
+MODELS = ("zfscale:alexnet", "zfscale:zfnet")
+EXECUTORS: dict[str, Start] = {"in process": Serial, "embedded Ray": lambda s: RayPool(s, None)}
+WARM = _images.SHARD
+"""Images of the first task, which do not count."""
+
+
+def job_seconds(job: Job, start: Start) -> float:
+    """From the end of the first task of the scan stage to the end of the stage."""
+    times: list[float] = []
+
+    def report(event: Event) -> None:
+        if isinstance(event, Progressed | StageDone) and event.stage == "scan":
+            times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = job.model_copy(update={"run": f"{folder}/run"})
+        driver.run(view.resolve(fresh), start, report)
+    return times[-1] - times[0]
+
+
+def _measure(job: Job, rounds: int) -> tuple[str, ...]:
+    setup = view.resolve(job)
+    set_determinism(setup.threads)
+    network = load_network(setup.job, "cpu")
+    recipe, ahead = network.preprocessing, 2 * job.batch
+    shards = sources.find(job.images)[1:]
+    count = sum(shard.images for shard in shards)
+
+    def decode() -> None:
+        samples = chain.from_iterable(sources.read(shard, 0, shard.images) for shard in shards)
+        for _, decoded in decode_ahead(samples, recipe, setup.threads, ahead):
+            last.append(decoded.pixels)  # type: ignore[union-attr]
+            del last[: -job.batch]
+
+    last: list[object] = []
+    inputs = network.normalise(_images.decoded(job.batch, recipe))
+
+    def compute() -> None:
+        for _ in range(count // job.batch):
+            forward(network, inputs)
+
+    routines = {
+        name: (lambda start=start: job_seconds(job, start)) for name, start in EXECUTORS.items()
+    }
+    routines |= {"decode": lambda: seconds(decode), "forward": lambda: seconds(compute)}
+    taken = by_turns(routines, rounds)
+    bound = [max(pair) for pair in zip(taken["decode"], taken["forward"], strict=True)]
+    rates = [f"{count / sorted(times)[len(times) // 2]:.1f}" for times in taken.values()]
+    return (*rates, *(f"{ratio(bound, taken[name]):.3f}" for name in EXECUTORS))
+
+
+def run(
+    names: Sequence[str] = MODELS, count: int = 800, batch: int = 50, rounds: int = 3
+) -> Report:
+    with tempfile.TemporaryDirectory() as folder:
+        images = _images.write(Path(folder), _images.encoded(WARM + count))
+        rows = []
+        for name in names:
+            job = Job.model_validate(
+                {"run": f"{folder}/run", "model": name, "weights": "seed:0", "images": [images]}
+                | {"batch": batch, "device": "cpu", "analyses": {"scan": {}}}
+            )
+            rows.append((name, *_measure(job, rounds)))
+    alone = ("decode alone", "forward alone", *(f"ratio {name}" for name in EXECUTORS))
+    header = ("model", *(f"{name}, images/s" for name in EXECUTORS), *alone)
+    note = (
+        f"{count:,} {_images.kind()} in tars of {_images.SHARD}, batch {batch} (it divides the "
+        f"tars, so no batch is padded), {os.cpu_count()} cores, medians of {rounds} rounds."
+    )
+    return Report(header, rows, note)

@@ -1,0 +1,196 @@
+"""Layers, activations and switches of one forward pass, for traced and untraced networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from zfscale.convnet import geometry, switches
+from zfscale.convnet.network import Network, set_determinism
+from zfscale.errors import UnsupportedOperation, UsageError
+from zfscale.models import zfnet
+from zfscale.records import Preprocessing
+
+SQUARE = Preprocessing(32, (32, 32), (127.5,) * 3, (127.5,) * 3)
+PIXELS = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Flatten(),
+        nn.Linear(6 * 49, 5),
+        nn.ReLU(inplace=True),
+        nn.Linear(5, 4),
+    )
+
+
+class Undecided(nn.Module):
+    """Cannot be traced, for it decides by what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(8, 4)
+        self.unused = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = self.relu(self.conv(x))
+        if x.sum() < 0:
+            x = -x
+        return self.head(x.mean((2, 3)))
+
+
+def shown(network, layers, pools=()):
+    """All that a forward pass shows, copied, and its output."""
+    seen = {}
+
+    def visit(name, values):
+        assert name not in seen
+        seen[name] = values.clone()
+
+    output = network.forward(PIXELS, layers, visit, pools, visit)
+    return seen, output
+
+
+def test_default_layers_are_convolutions_after_rectification():
+    layers = Network(small(), SQUARE).layers
+    assert [(layer.name, layer.node) for layer in layers] == [("0", "1"), ("3", "5")]
+    assert (layers[1].channels, layers[1].height, layers[1].width) == (6, 14, 14)
+    assert (layers[1].stride, layers[1].field) == ((2, 2), (8, 8))
+
+
+def test_layers_of_zfnet():
+    layers = Network(zfnet.build(classes=2), zfnet.PREPROCESSING).layers
+    assert [layer.name for layer in layers] == [f"conv{i}" for i in range(1, 6)]
+    assert [layer.height for layer in layers] == [110, 26, 13, 13, 13]
+    assert [layer.field[0] for layer in layers] == [7, 27, 75, 107, 139]
+
+
+def test_a_residual_block_ends_in_one_layer():
+    network = Network(torchvision.models.resnet18(), SQUARE)
+    names = [layer.name for layer in network.layers]
+    assert "layer2.0.conv2" in names
+    assert "layer2.0.downsample.0" not in names
+    assert len({layer.node for layer in network.layers}) == len(names) == 17
+
+
+def test_shows_what_the_modules_give_and_the_logits():
+    module = small()
+    network = Network(module, SQUARE)
+    layers = [network.layer(name) for name in ("0", "3", "4", "5", "8", "9")]
+    seen, output = shown(network, layers)
+    with torch.inference_mode():
+        image = network.normalise(PIXELS)
+        expected = {"0": module[:2](image), "3": module[:6](image), "4": module[:5](image)}
+        expected |= {"5": expected["3"], "8": module[:9](image)[:, :, None, None]}
+        expected |= {"9": expected["8"].relu()}
+        assert torch.equal(output, module(image))
+    for name, values in expected.items():
+        assert torch.equal(seen[name], values), name
+    assert (seen["4"] < 0).any()  # seen before the ReLU wrote over it
+    assert network.classes == 4
+
+
+def test_tokens_are_shown_along_the_width():
+    vit = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=4)
+    network = Network(vit, SQUARE)
+    layer = network.layer("encoder.layers.encoder_layer_0.mlp")
+    assert (layer.channels, layer.height, layer.width) == (16, 1, 17)
+    assert (layer.stride, layer.field) == (None, None)
+    seen, output = shown(network, [layer])
+    assert seen[layer.name].shape == (3, 16, 1, 17)
+    with torch.inference_mode():
+        assert torch.equal(output, network.module(network.normalise(PIXELS)))
+    with pytest.raises(UnsupportedOperation, match="encoder_layer_0"):
+        network.window(layer)
+
+
+def test_a_network_that_cannot_be_traced_is_still_observed():
+    network = Network(Undecided(), SQUARE)
+    assert network.graph is None
+    assert "control flow" in network.untraceable
+    assert [layer.name for layer in network.layers] == ["conv"]
+    seen, output = shown(network, [network.layer("conv"), network.layer("head")])
+    with torch.inference_mode():
+        image = network.normalise(PIXELS)
+        assert torch.equal(seen["conv"], network.module.conv(image))
+        assert torch.equal(seen["head"][:, :, 0, 0], output)
+    assert not network.module.conv._forward_hooks
+    with pytest.raises(UnsupportedOperation, match="cannot be traced: .*control flow"):
+        network.pools_below(network.layers[0])
+
+
+def test_switches_of_all_pools_in_one_pass():
+    network = Network(small(), SQUARE)
+    layer = network.layers[1]
+    assert network.pools_below(layer) == ("2",)
+    assert network.switch_shapes(layer) == {"2": (8, 3, 3)}
+    assert network.switch_shapes(network.layer("8")) == {"2": (8, 16, 16), "6": (6, 7, 7)}
+    seen, _ = shown(network, network.layers, ["2", "6"])
+    for pool, maps, how in (
+        ("2", seen["0"], ((2, 2), (2, 2), (0, 0), (1, 1), False)),
+        ("6", seen["3"], ((3, 3), (2, 2), (0, 0), (1, 1), True)),
+    ):
+        assert torch.equal(seen[pool], switches.find(maps, *how))
+    assert network.window(layer) == geometry.Window((8, 8), (2, 2), (-1, -1))
+
+
+def test_normalises_as_the_preprocessing_says():
+    recipe = Preprocessing(32, (32, 32), (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), 1 / 255, order="BGR")
+    found = Network(small(), recipe).normalise(PIXELS)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    bgr = PIXELS[:, [2, 1, 0]].double() / 255
+    mean, std = (torch.tensor(v).double().view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    torch.testing.assert_close(found.double(), (bgr - mean) / std, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [small(), Undecided()])
+def test_unknown_layers_are_named_with_the_close_ones(module):
+    network = Network(module, SQUARE)
+    with pytest.raises(UsageError, match="layer conv9: network has no such module; it has "):
+        network.layer("conv9")
+
+
+def test_layers_without_features_say_so():
+    with pytest.raises(UsageError, match="unused of network takes no part"):
+        Network(Undecided(), SQUARE).layer("unused")
+    network = Network(torchvision.models.googlenet(init_weights=False), SQUARE)
+    with pytest.raises(UsageError, match="aux1 of network takes no part"):
+        network.layer("aux1")
+
+
+def test_a_module_that_does_not_take_the_images_is_named():
+    with pytest.raises(UsageError, match=r"does not take images \(B, 3, 32, 32\)"):
+        Network(nn.Conv2d(4, 4, 3), SQUARE, "mine")
+
+
+def test_a_module_that_returns_no_tensor_is_named():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(UsageError, match="mine returns tuple"):
+        Network(Pair(), SQUARE, "mine")
+
+
+def test_determinism_holds_for_all_that_follows():
+    threads = torch.get_num_threads()
+    try:
+        set_determinism(threads=1)
+        assert torch.get_num_threads() == 1
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ Between = Callable[[Batch], None]
 
 
 class Decoded:
-    """The part of a `Context` that a scan uses, over decoded images; `between` precedes each batch."""
+    """A `Context` of decoded images, as far as a scan needs it; `between` precedes each batch."""
 
     def __init__(self, network: Network, batches: Sequence[Batch], between: Between) -> None:
         self.network = network

@@ -83,9 +83,7 @@ def _brute_force(model: str, folder: Path) -> tuple[dict, list[tuple], np.ndarra
 
 
 @pytest.mark.parametrize("model", NETWORKS)
-def test_winners_equal_brute_force_exactly(
-    model: str, parts_images: Path, tmp_path: Path
-) -> None:
+def test_winners_equal_brute_force_exactly(model: str, parts_images: Path, tmp_path: Path) -> None:
     layers = list(NETWORKS[model])
     spec = {"run": str(tmp_path / "run"), "model": model, "weights": "seed:0", "batch": BATCH}
     spec |= {"images": str(parts_images), "analyses": {"scan": {"layers": layers, "top_k": K}}}

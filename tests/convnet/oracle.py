@@ -13,8 +13,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from zfscale.convnet.deconvnet import Deconvnet
 from zfscale.convnet.network import Layer, Network
@@ -53,7 +53,7 @@ def _normalise(module, x):
     )
 
 
-LOCAL_RESPONSE_NORM = F.local_response_norm
+LOCAL_RESPONSE_NORM = functional.local_response_norm
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def deconvolution() -> Iterator[None]:
     """Inside, the backward pass of every network is its deconvnet."""
     with (
         mock.patch.object(nn.ReLU, "forward", lambda self, x: Rectify.apply(x)),
-        mock.patch.object(F, "relu", lambda x, inplace=False: Rectify.apply(x)),
+        mock.patch.object(functional, "relu", lambda x, inplace=False: Rectify.apply(x)),
         mock.patch.object(nn.LocalResponseNorm, "forward", _normalise),
     ):
         yield

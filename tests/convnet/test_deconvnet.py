@@ -137,7 +137,7 @@ def test_passes_contrast_normalisation_through():
 
 
 def chain(kinds: str) -> tuple[nn.Sequential, list[tuple]]:
-    """A small net in torch and in words for the loops: c(onv), C(onv with stride), r(elu), p(ool)."""
+    """A small net in torch, and in words for the loops: c and C are convolutions, p pools."""
     torch.manual_seed(len(kinds))
     channels, modules, words = 3, [], []
     for kind in kinds:

@@ -6,9 +6,9 @@ import operator
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.nn import functional
 
 from zfscale.convnet import operations as ops
 from zfscale.convnet.graph import UntraceableError, trace
@@ -23,17 +23,19 @@ class Functions(nn.Module):
         self.bn = nn.BatchNorm2d(8)
 
     def forward(self, x):
-        x = F.conv2d(x, self.weight, None, (2, 1), padding=1)
+        x = functional.conv2d(x, self.weight, None, (2, 1), padding=1)
         bn = self.bn
-        x = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-        x = F.max_pool2d(F.relu(x), 3, 2, ceil_mode=True)
-        x = F.local_response_norm(x, 5)
+        x = functional.batch_norm(
+            x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
+        )
+        x = functional.max_pool2d(functional.relu(x), 3, 2, ceil_mode=True)
+        x = functional.local_response_norm(x, 5)
         x = torch.add(x, x.relu())
         x = operator.iadd(torch.cat((x, x), dim=1), torch.relu(torch.cat([x, x], 1)))
-        x = F.avg_pool2d(x, 2, padding=1)
-        x = F.dropout(x, 0.5, self.training).contiguous()
+        x = functional.avg_pool2d(x, 2, padding=1)
+        x = functional.dropout(x, 0.5, self.training).contiguous()
         x = x.mean((2, 3), keepdim=True)
-        return F.linear(x.view(x.size(0), -1), torch.ones(4, 16))
+        return functional.linear(x.view(x.size(0), -1), torch.ones(4, 16))
 
 
 def kinds(graph):

@@ -126,7 +126,7 @@ def test_a_network_that_cannot_be_traced_is_still_observed():
         assert torch.equal(seen["conv"], network.module.conv(image))
         assert torch.equal(seen["head"][:, :, 0, 0], output)
     assert not network.module.conv._forward_hooks
-    with pytest.raises(UnsupportedOperation, match="cannot be traced: .*control flow"):
+    with pytest.raises(UnsupportedOperation, match=r"cannot be traced: .*control flow"):
         network.pools_below(network.layers[0])
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from zfscale.convnet import switches, unpooling
 from zfscale.convnet.operations import Sliding
@@ -65,7 +65,7 @@ def test_accumulate_is_the_backward_pass_of_max_pooling(
     # Few values, so that many are equal and the first must win.
     maps = torch.randint(0, 4, (2, 3, 11, 12)).float().requires_grad_()
     how = (kernel, stride, padding, dilation, ceil_mode)
-    pooled = F.max_pool2d(maps, *how)
+    pooled = functional.max_pool2d(maps, *how)
     signal = torch.randn(pooled.shape)
     (true,) = torch.autograd.grad(pooled, maps, signal)
     where = switches.find(maps.detach(), *how)

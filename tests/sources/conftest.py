@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from zfscale.records import Preprocessing
-
-# badfiles.py serves several test folders, which share no package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 @pytest.fixture

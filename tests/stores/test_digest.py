@@ -147,6 +147,10 @@ def test_values_cannot_move_between_columns_and_rows():
     assert digest_rows([texts]) != digest_rows([swapped])
     assert digest_rows([[{**one[0], "name": None}]]) != digest_rows([[{**one[0], "name": ""}]])
     assert digest_rows([[{**one[0], "label": 0}]]) != digest_rows([one])
+    texts_only = replace(TABLE, identity=("layer", "name"))
+    left = [{**one[0], "layer": "a", "name": "bc"}]
+    right = [{**one[0], "layer": "ab", "name": "c"}]
+    assert digest_rows([left], texts_only) != digest_rows([right], texts_only)
     zeros = [digest_rows([[{**one[0], "score": score}]]) for score in (0.0, -0.0, math.nan)]
     assert len(set(zeros)) == 3
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zfscale.convnet import operations as ops
 
@@ -62,7 +62,7 @@ def _convolution(
     return ops.Convolution(weight.detach(), window, groups)
 
 
-def _batch_norm(
+def _batch_norm(  # noqa: PLR0913, PLR0917 - the signature of torch's
     input: Tensor,  # noqa: A002
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -110,7 +110,7 @@ def _average_pool(
     kernel = _pair(kernel_size)
     window = ops.Sliding(kernel, _pair(stride) if stride else kernel, _pair(padding))
     size = input.shape[2:]
-    out = F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode).shape[2:]
+    out = functional.avg_pool2d(input, kernel_size, stride, padding, ceil_mode).shape[2:]
     rows, columns = (
         ops.averages(size[axis], out[axis], window, axis, count_include_pad).to(input)
         for axis in (0, 1)
@@ -240,18 +240,18 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Tensor], ops.Operation]] = {
 
 _FUNCTIONS: dict[Any, Converter] = {
     torch.conv2d: _convolution,
-    F.batch_norm: _batch_norm,
+    functional.batch_norm: _batch_norm,
     torch.relu: _rectify,
     torch.relu_: _rectify,
-    F.relu: _rectify,
-    F.max_pool2d: _max_pool,
+    functional.relu: _rectify,
+    functional.max_pool2d: _max_pool,
     torch.max_pool2d: _max_pool,
-    F.avg_pool2d: _average_pool,
-    F.adaptive_avg_pool2d: _adaptive_average_pool,
+    functional.avg_pool2d: _average_pool,
+    functional.adaptive_avg_pool2d: _adaptive_average_pool,
     torch.mean: _mean,
-    F.local_response_norm: _normalise,
-    F.linear: _linear,
-    F.dropout: _dropout,
+    functional.local_response_norm: _normalise,
+    functional.linear: _linear,
+    functional.dropout: _dropout,
     torch.flatten: _flatten,
     torch.reshape: _reshape,
     operator.add: _add,
@@ -275,6 +275,6 @@ _METHODS: dict[str, Converter] = {
 
 # These come out of torch.fx as an anonymous function.
 _BOOLEAN_DISPATCH = {
-    F.adaptive_max_pool2d: "adaptive_max_pool2d",
-    F.fractional_max_pool2d: "fractional_max_pool2d",
+    functional.adaptive_max_pool2d: "adaptive_max_pool2d",
+    functional.fractional_max_pool2d: "fractional_max_pool2d",
 }

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 
 from zfscale.convnet import filtering
 from zfscale.convnet import operations as ops
-from zfscale.convnet.geometry import Window, extent, windows
+from zfscale.convnet.crops import Crops
+from zfscale.convnet.geometry import windows
 from zfscale.convnet.graph import Graph, Node
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.switches import ABSENT
@@ -30,7 +30,7 @@ from zfscale.convnet.unpooling import accumulate, place
 
 _UNPOOLING = {"accumulate": accumulate, "place": place}
 Unpooling = Literal["accumulate", "place"]
-Positions = tuple[NDArray[np.int64], NDArray[np.int64]]
+Switches = NDArray[np.uint8]
 
 BATCH = 64
 """Units projected together."""
@@ -76,7 +76,7 @@ class Deconvnet:
         activations: NDArray[np.floating[Any]],
         y: NDArray[np.integer[Any]],
         x: NDArray[np.integer[Any]],
-        switches: Mapping[str, NDArray[np.uint8]],
+        switches: Mapping[str, Switches],
     ) -> NDArray[np.float32]:
         """Project n units at (y, x) of `features` with their activations, all of shape (n,).
 
@@ -91,7 +91,7 @@ class Deconvnet:
             projections[units] = self._project(
                 features[units],
                 activations[units],
-                (y[units], x[units]),
+                Crops(self.windows, y[units].astype(np.int64), x[units].astype(np.int64)),
                 {pool: records[units] for pool, records in switches.items()},
             )
         return projections
@@ -106,8 +106,8 @@ class Deconvnet:
         self,
         features: NDArray[np.integer[Any]],
         activations: NDArray[np.floating[Any]],
-        at: Positions,
-        switches: Mapping[str, NDArray[np.uint8]],
+        crops: Crops,
+        switches: Mapping[str, Switches],
     ) -> NDArray[np.float32]:
         start = np.zeros((len(features), self._path[0].shape[0], 1, 1), np.float32)
         start[np.arange(len(features)), features, 0, 0] = activations
@@ -115,117 +115,53 @@ class Deconvnet:
         for node in self._path:
             signal = signals.pop(node.name)
             if isinstance(node.operation, ops.Convolution | ops.Input):
-                signal = self._inside(node, signal, at)
+                signal = crops.clear_outside(node, signal)
             if isinstance(node.operation, ops.Input):
                 return signal.cpu().numpy()
-            for source, part in self._back(node, signal, at, switches):
+            for source, part in self._back(node, signal, crops, switches):
                 known = signals.get(source)
                 signals[source] = part if known is None else known + part
         raise AssertionError("the way down ended above the input")
 
     def _back(
-        self,
-        node: Node,
-        signal: torch.Tensor,
-        at: Positions,
-        switches: Mapping[str, NDArray[np.uint8]],
+        self, node: Node, signal: torch.Tensor, crops: Crops, switches: Mapping[str, Switches]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """What `node` sends to each of its inputs, in the window of that input."""
-        source = node.inputs[0]
-        sliding = None
+        operation = node.operation
+        if isinstance(operation, ops.AveragePool):
+            source = node.inputs[0]
+            rows = crops.cut(operation.rows, node.name, source, 0)
+            columns = crops.cut(operation.columns, node.name, source, 1)
+            yield source, torch.einsum("nchw,nhi,nwj->ncij", signal, rows, columns)
+            return
+        sliding = operation.window if isinstance(operation, ops.Convolution | ops.MaxPool) else None
+        if isinstance(operation, ops.Concatenation):
+            channels = [self._nodes[source].shape[0] for source in node.inputs]
+            parts = torch.split(signal, channels, dim=1)
+        else:
+            parts = (self._through(node, signal, switches),) * len(node.inputs)
+        for source, part in zip(node.inputs, parts, strict=True):
+            yield source, crops.lay(part, node, source, sliding)
+
+    def _through(
+        self, node: Node, signal: torch.Tensor, switches: Mapping[str, Switches]
+    ) -> torch.Tensor:
+        """The signal behind an operation that gives all its inputs the same."""
         match node.operation:
-            case ops.Convolution(window=sliding):
+            case ops.Convolution():
                 signal = self._filters[node.name](signal)
-            case ops.MaxPool(window=sliding):
+            case ops.MaxPool(window=window):
                 record = torch.as_tensor(switches[node.name], device=signal.device)
-                signal = self._unpool(signal, record, sliding)
+                signal = self._unpool(signal, record, window)
             case ops.Rectification():
                 signal = signal.clamp(min=0)
             case ops.BatchNorm(scale=scale):
                 signal = signal * scale[:, None, None]
-            case ops.AveragePool(rows=rows, columns=columns):
-                down, right = (
-                    self._cut(matrix, node.name, source, axis, at)
-                    for axis, matrix in enumerate((rows, columns))
-                )
-                yield source, torch.einsum("nchw,nhi,nwj->ncij", signal, down, right)
-                return
             case ops.Linear(weight=weight):
                 signal = (signal.flatten(1) @ weight)[:, :, None, None]
             case ops.Flatten():
-                signal = signal.reshape(-1, *self._nodes[source].shape)
-        parts = [signal] * len(node.inputs)
-        if isinstance(node.operation, ops.Concatenation):
-            parts = list(signal.split([self._nodes[name].shape[0] for name in node.inputs], 1))
-        for name, part in zip(node.inputs, parts, strict=True):
-            yield name, self._lay(part, node.name, name, sliding, at)
-
-    def _first(self, name: str, axis: int, at: Positions) -> NDArray[np.int64]:
-        """Where the units' windows in a node begin, along one axis."""
-        return self.windows[name].origin(*at)[axis]
-
-    def _inside(self, node: Node, signal: torch.Tensor, at: Positions) -> torch.Tensor:
-        """The signal, with nothing where a window hangs over the border of the map."""
-        rows, columns = (
-            _within(self._first(node.name, axis, at), self.windows[node.name].size[axis], size)
-            for axis, size in enumerate(extent(node))
-        )
-        if rows.all() and columns.all():
-            return signal
-        outside = ~(rows[:, None, :, None] & columns[:, None, None, :])
-        return signal.masked_fill(torch.as_tensor(outside, device=signal.device), 0)
-
-    def _lay(
-        self,
-        part: torch.Tensor,
-        node: str,
-        source: str,
-        sliding: ops.Sliding | None,
-        at: Positions,
-    ) -> torch.Tensor:
-        """Lay what `node` sends into the window of its input `source`, which may be larger."""
-        size = self.windows[source].size
-        shift = np.empty((len(part), 2), np.int64)
-        for axis in (0, 1):
-            first = self._first(node, axis, at)
-            if sliding is not None:
-                first = first * sliding.stride[axis] - sliding.padding[axis]
-            shift[:, axis] = first - self._first(source, axis, at)
-        if part.shape[2:] == size and not shift.any():
-            return part
-        laid = part.new_zeros(*part.shape[:2], *size)
-        laid = laid.contiguous(memory_format=torch.channels_last)
-        for down, right in np.unique(shift, axis=0):
-            units = torch.as_tensor((shift == (down, right)).all(1), device=part.device)
-            seen = part[
-                units,
-                :,
-                max(-down, 0) : max(size[0] - down, 0),
-                max(-right, 0) : max(size[1] - right, 0),
-            ]
-            (y, x), (height, width) = (max(down, 0), max(right, 0)), seen.shape[2:]
-            laid[units, :, y : y + height, x : x + width] = seen
-        return laid
-
-    def _cut(
-        self, matrix: torch.Tensor, node: str, source: str, axis: int, at: Positions
-    ) -> torch.Tensor:
-        """For each unit the part (n, window of node, window of source) of an average's matrix."""
-        found = []
-        for name, size in zip((node, source), matrix.shape, strict=True):
-            first, count = self._first(name, axis, at), self.windows[name].size[axis]
-            inside = torch.as_tensor(_within(first, count, size))
-            index = torch.as_tensor(first[:, None] + np.arange(count)).clamp(0, size - 1)
-            found.append((index.to(matrix.device), inside.to(matrix.device)))
-        (out, out_inside), (into, into_inside) = found
-        cut = matrix[out[:, :, None], into[:, None, :]]
-        return cut.masked_fill(~(out_inside[:, :, None] & into_inside[:, None, :]), 0)
-
-
-def _within(first: NDArray[np.int64], count: int, size: int) -> NDArray[np.bool_]:
-    """Which of the positions first to first + count lie in a map of that size: (n, count)."""
-    positions = first[:, None] + np.arange(count)
-    return (positions >= 0) & (positions < size)
+                signal = signal.reshape(-1, *self._nodes[node.inputs[0]].shape)
+        return signal
 
 
 def _check(node: Node) -> None:

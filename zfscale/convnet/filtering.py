@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+from torch.nn import functional
 
 from zfscale.convnet.operations import Convolution, Pair
 
@@ -29,7 +29,7 @@ def transposed(convolution: Convolution) -> Filter:
     else:
 
         def spread(signal: torch.Tensor) -> torch.Tensor:
-            return F.conv_transpose2d(
+            return functional.conv_transpose2d(
                 signal,
                 weight,
                 stride=window.stride,
@@ -65,7 +65,7 @@ def _by_phases(weight: torch.Tensor, stride: Pair) -> Filter:
     size = weight.shape[2:]
 
     def run(signal: torch.Tensor) -> torch.Tensor:
-        mixed = F.conv2d(signal, kernel, padding=(rows - 1, columns - 1))
+        mixed = functional.conv2d(signal, kernel, padding=(rows - 1, columns - 1))
         n, _, height, width = mixed.shape
         dealt = mixed.view(n, *stride, channels, height, width).permute(0, 3, 4, 1, 5, 2)
         pixels = dealt.reshape(n, channels, height * stride[0], width * stride[1])

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from zfscale.convnet import switches
-from zfscale.convnet.graph import Graph
+from zfscale.convnet.graph import Graph, Node
 from zfscale.convnet.operations import MaxPool
 
 Show = Callable[[str, torch.Tensor], None]
@@ -44,12 +44,17 @@ def program(
         for name in names[node]:
             watched.call_function(show, (visitors[0], name, copies[node]))
         if node in pooled:
-            pool = graph.nodes[pooled[node]].operation
-            assert isinstance(pool, MaxPool)
-            how = (*astuple(pool.window), pool.ceil_mode)
             maps = copies[node.all_input_nodes[0]]
+            how = _how(graph.nodes[pooled[node]])
             watched.call_function(show_switches, (visitors[1], pooled[node], maps, *how))
     return fx.GraphModule(module, watched)
+
+
+def _how(node: Node) -> tuple[Any, ...]:
+    """Kernel, stride, padding, dilation and ceil mode of a max pool, as torch takes them."""
+    if not isinstance(node.operation, MaxPool):
+        raise node.unsupported("it has no switches, for it is no max pool")
+    return (*astuple(node.operation.window), node.operation.ceil_mode)
 
 
 def show(visit: Show, name: str, output: torch.Tensor) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from zfscale.convnet.geometry import Window
 from zfscale.convnet.operations import Pair
@@ -25,7 +25,9 @@ def find(
 
     Equal maxima go to the first in raster order, as in torch. A window has at most 255 places.
     """
-    _, flat = F.max_pool2d(maps, kernel, stride, padding, dilation, ceil_mode, return_indices=True)
+    _, flat = functional.max_pool2d(
+        maps, kernel, stride, padding, dilation, ceil_mode, return_indices=True
+    )
     rows = torch.arange(flat.shape[2], device=maps.device) * stride[0] - padding[0]
     columns = torch.arange(flat.shape[3], device=maps.device) * stride[1] - padding[1]
     ky = (flat // maps.shape[3] - rows[:, None]) // dilation[0]

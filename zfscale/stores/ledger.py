@@ -26,7 +26,7 @@ from zfscale.stores.verify import Damage, find_damage
 
 
 class Ledger:
-    """The ledger of a run, open for writing. Who opens a run last owns it.
+    """The ledger of a run, open for writing by one process: of two, one stops at its next commit.
 
     `notes` are sentences about what was found at opening and repaired.
     """

@@ -1,0 +1,70 @@
+"""The main job on embedded Ray: one digest for any number of workers, also when one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from zfscale import driver, job, view
+from zfscale.cluster.pool import RayPool
+from zfscale.datasets import parts
+from zfscale.stores.digest import digest
+from zfscale.stores.storage import open_storage
+from zfscale.worker import Serial, Setup, Worker
+
+SHARDS = 6
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small shards, so that several workers have something to do."""
+    folder = tmp_path_factory.mktemp("shards")
+    parts.write(str(folder), count=10 * SHARDS, seed=4, shard_size=10)
+    return folder
+
+
+def _run(run: Path, shards: Path, executor) -> str:
+    spec = {"run": str(run), "model": "zfscale:zfnet-mini", "weights": "seed:0", "batch": 8}
+    spec |= {"images": str(shards), "analyses": {"scan": {"top_k": 3}, "deconvolve": {}}}
+    driver.run(view.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
+    return digest(open_storage(str(run)))
+
+
+@pytest.fixture(scope="module")
+def serial(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest without Ray."""
+    return _run(tmp_path_factory.mktemp("serial") / "run", shards, Serial)
+
+
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_any_number_of_workers_gives_one_digest(workers, shards, serial, tmp_path) -> None:
+    assert _run(tmp_path / "run", shards, lambda setup: RayPool(setup, workers)) == serial
+
+
+def test_a_killed_worker_changes_nothing(shards, serial, tmp_path) -> None:
+    marker = tmp_path / "killed"
+
+    def mortal(setup: Setup) -> Worker:
+        """A worker whose process dies in the middle of its second task, once."""
+
+        class Mortal(Worker):
+            done = 0
+
+            def _publish(self, *arguments):
+                files = super()._publish(*arguments)
+                self.done += 1
+                if self.done == 2 and not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)  # published, but not yet heard
+                return files
+
+        return Mortal(setup)
+
+    found = _run(tmp_path / "run", shards, lambda setup: RayPool(setup, 2, factory=mortal))
+    assert marker.exists()
+    assert found == serial

@@ -214,7 +214,7 @@ def test_formats_explains_every_column() -> None:
     for table in tables:
         # A table's section reaches from its heading to the next one.
         section = re.search(
-            rf"^#+ .*`?{table.name}`?.*\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL
+            rf"^#+ [^\n]*`?{table.name}`?[^\n]*\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL
         )
         body = section.group(1) if section else ""
         missing += [

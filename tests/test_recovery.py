@@ -16,7 +16,7 @@ import pytest
 
 from zfscale import driver, job, view
 from zfscale.datasets import parts
-from zfscale.errors import FingerprintMismatch, IntegrityError
+from zfscale.errors import FingerprintMismatch, IntegrityError, UsageError
 from zfscale.records import Failure, Receipt, Task
 from zfscale.stores.digest import digest
 from zfscale.stores.ledger import Ledger
@@ -203,3 +203,9 @@ def test_a_killed_driver_resumes_to_the_same_digest(receipts, shards, clean, tmp
     _killed_after(command, tmp_path / "run", receipts)
     subprocess.run(command, check=True, capture_output=True)
     assert digest(open_storage(str(spec["run"]))) == clean
+
+
+def test_deconvolve_alone_says_what_it_needs(shards, tmp_path) -> None:
+    spec = _spec(tmp_path / "run", shards, analyses={"deconvolve": {}})
+    with pytest.raises(UsageError, match="deconvolve works on the results of scan"):
+        _run(spec)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from zfscale.analyses import Pass
-from zfscale.errors import NonFiniteActivations, TaskFailed
+from zfscale.errors import NonFiniteActivations, TaskFailed, UsageError
 from zfscale.events import (
     Finished,
     Level,
@@ -78,6 +78,12 @@ class _Workers:
 
 def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> Counts:
     """Plan and execute until nothing new is planned, then publish."""
+    missing = [name for name in step.needs if not view.has_published(name)]
+    if missing:
+        raise UsageError(
+            f"analyses: {step.name} works on the results of {missing[0]}, which {view.job.run} "
+            f"does not hold; name the analysis that gives them before {step.name}"
+        )
     began = time.monotonic()
     failures: list[Failure] = []
     while not failures:

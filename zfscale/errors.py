@@ -1,7 +1,7 @@
 """Every error a user can meet, with the exit code of the process it ends.
 
-A message names the value, the place and the way out. Modules below raise these;
-`cli.py` prints the message and exits with `exit_code`. Nothing else catches them.
+A message names the value, the place and the way out. The command line prints it and exits with
+`exit_code`.
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ from zfscale.errors import UsageError
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
+def _main_job() -> dict[str, dict[str, Any]]:
+    return {"scan": {}, "deconvolve": {}}
+
+
 class Job(BaseModel):
     """A job. A second job on the same run may leave out model, weights and images."""
 
@@ -54,7 +58,7 @@ class Job(BaseModel):
         description="Fraction of images that may be quarantined before the exit code says so.",
     )
     analyses: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {"scan": {}, "deconvolve": {}},
+        default_factory=_main_job,
         description="Analyses in their order, each with its options; {} is enough.",
     )
 

@@ -166,6 +166,10 @@ class RunView:
         committed = self.ledger.committed
         return sum((committed[task.id].counts for task in tasks), Counts())
 
+    def has_published(self, stage: str) -> bool:
+        """Whether the results of a pass are there."""
+        return f"published_{stage}" in self.ledger.manifest.facts
+
     def publish(self, step: Pass, tasks: Sequence[Task]) -> bool:
         """Derive the final tables and arrays of a pass; False if they are there already."""
         results = [file.sha256 for task in tasks for file in self.ledger.committed[task.id].files]

@@ -97,7 +97,8 @@ def test_winners_equal_brute_force_exactly(model: str, parts_images: Path, tmp_p
     for key, entries in expected.items():
         rows = found[key]
         assert rows["rank"].tolist() == list(range(K))
-        table = zip(-rows["score"], rows["image_id"], rows["y"], rows["x"], rows["label"])
+        names = ("image_id", "y", "x", "label")
+        table = zip(-rows["score"], *(rows[name] for name in names), strict=True)
         assert list(table) == [(e[0], *e[1:]) for e in entries], key
     _check_predictions(results, images, logits)
 

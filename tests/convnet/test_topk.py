@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfscale.convnet.topk import Identity, Winners, candidates, merge, positions
+from zfscale.convnet.topk import Identity, Winners, candidates, merge, positions, row_maxima
 
 FEATURES = 3
 
@@ -90,7 +90,8 @@ def test_positions_are_the_first_maximum_in_reading_order() -> None:
     maps = torch.randint(0, 3, (4, 5, 6, 7), generator=generator).float()
     image, feature = (part.ravel() for part in np.mgrid[0:4, 0:5])
     for layout in (torch.contiguous_format, torch.channels_last):
-        y, x = positions(maps.to(memory_format=layout), image, feature)
+        activations = maps.to(memory_format=layout)
+        y, x = positions(activations, row_maxima(activations), image, feature)
         for at in range(len(image)):
             plane = maps[image[at], feature[at]].numpy()
             expected = next(

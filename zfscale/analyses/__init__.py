@@ -118,6 +118,8 @@ class Pass:
     run: Callable[[Context, Task], Output]
     publish: Callable[[View, Sequence[Task]], Iterable[Published]]
     tables: tuple[Table, ...] = ()
+    needs: tuple[str, ...] = ()
+    """Passes whose results must be published before this one can be planned."""
     over_collection: bool = False
     """Whether its tasks are ranges of the collection, so that its result depends on all images."""
     arrays: Callable[[View], Sequence[Array]] = lambda view: ()

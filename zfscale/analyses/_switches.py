@@ -58,7 +58,14 @@ class Wins:
 def revisit(names: tuple[str, ...] | None) -> Pass:
     """The pass for the layers of a scan."""
     switches = Switches(names)
-    return Pass("switches", switches.plan, switches.run, switches.publish, arrays=switches.arrays)
+    return Pass(
+        "switches",
+        switches.plan,
+        switches.run,
+        switches.publish,
+        needs=("scan",),
+        arrays=switches.arrays,
+    )
 
 
 class Switches:

@@ -8,7 +8,7 @@ IMAGES = Table(
     name="images",
     version=1,
     columns=(
-        Column("id", "string", "content hash, 32 hex digits; null where no bytes were read", True),
+        Column("id", "string", "content hash, 32 hex digits; null where it does not decode", True),
         Column("key", "string", "name of the image in its collection"),
         Column("uri", "string", "file that holds the image"),
         Column("offset", "int64", "first byte of the image in that file", True),

@@ -44,6 +44,7 @@ def passes(options: Options) -> tuple[Pass, ...]:
             deconvolve.plan,
             deconvolve.run,
             lambda view, tasks: iter(()),
+            needs=("scan", "switches"),
             arrays=deconvolve.arrays,
         ),
     )
@@ -110,4 +111,12 @@ def _array(layer: Layer, field: tuple[int, int], k: int) -> Array:
     size = k * field[0] * field[1] * 3 * 4
     shard = max(1, min(layer.channels, FEATURES, SHARD_BYTES // size))
     path = f"projections.zarr/{layer.name}"
-    return Array(path, (layer.channels, k, *field, 3), "float32", shard, 0)
+    return Array(
+        path=path,
+        shape=(layer.channels, k, *field, 3),
+        dtype="float32",
+        shard=shard,
+        fill=0,
+        axes=("y", "x", "colour"),
+        meaning="projection of the unit onto its receptive field, in the normalised input, RGB",
+    )

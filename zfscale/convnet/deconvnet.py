@@ -114,8 +114,6 @@ class Deconvnet:
         signals = {self._path[0].name: torch.as_tensor(start, device=self._device)}
         for node in self._path:
             signal = signals.pop(node.name)
-            if isinstance(node.operation, ops.Convolution | ops.Input):
-                signal = crops.clear_outside(node, signal)
             if isinstance(node.operation, ops.Input):
                 return signal.cpu().numpy()
             for source, part in self._back(node, signal, crops, switches):
@@ -141,7 +139,13 @@ class Deconvnet:
         else:
             parts = (self._through(node, signal, switches),) * len(node.inputs)
         for source, part in zip(node.inputs, parts, strict=True):
-            yield source, crops.lay(part, node, source, sliding)
+            below = self._nodes[source]
+            laid = crops.lay(part, node, source, sliding)
+            # A filter reaches beyond the border of the map below; there, a max pool has no switches.
+            spills = isinstance(operation, ops.Convolution) and not isinstance(
+                below.operation, ops.MaxPool
+            )
+            yield source, crops.clear_outside(below, laid) if spills else laid
 
     def _through(
         self, node: Node, signal: torch.Tensor, switches: Mapping[str, Switches]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.topk import Identity, Winners, candidates, positions
+from zfscale.convnet.topk import Identity, Winners, candidates, positions, row_maxima
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ def _observe(
     winners: dict[str, Winners] = {}
 
     def visit(name: str, activations: torch.Tensor) -> None:
-        maxima = activations[:n].amax((2, 3)).float().cpu().numpy()
+        rows = row_maxima(activations[:n])
+        maxima = rows.amax(2).float().cpu().numpy()
         scores[name] = maxima
         eligible = np.where(accepted[:, None] & np.isfinite(maxima), maxima, -np.inf)
         image, feature = np.nonzero(candidates(eligible, best[name], k))
-        y, x = positions(activations, image, feature)
+        y, x = positions(activations, rows, image, feature)
         winners[name] = Winners.scatter(
             eligible.shape[1],
             feature,

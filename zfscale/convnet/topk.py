@@ -125,19 +125,24 @@ def candidates(scores: NDArray[np.float32], best: Winners, k: int) -> NDArray[np
     return mask
 
 
+def row_maxima(activations: torch.Tensor) -> torch.Tensor:
+    """The maximum of every row of every map: (B, C, H) for `activations` (B, C, H, W)."""
+    # As (B, H, W, C), the order in memory: torch reduces (B, C, H, W) nine times more slowly.
+    return activations.permute(0, 2, 3, 1).amax(2).transpose(1, 2)
+
+
 def positions(
-    activations: torch.Tensor, image: NDArray[np.int64], feature: NDArray[np.int64]
+    activations: torch.Tensor,
+    rows: torch.Tensor,
+    image: NDArray[np.int64],
+    feature: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the maximum lies for n pairs (image, feature): y and x, ties to the smallest (y, x).
 
-    `activations` has shape (B, C, H, W).
+    `rows` are the `row_maxima` of `activations`: with them only one row of a map is searched.
     """
-    width = activations.shape[3]
-    flat = np.empty(len(image), dtype=np.int64)
-    for index in np.unique(image).tolist():
-        chosen = np.flatnonzero(image == index)
-        plane = activations[index].permute(1, 2, 0).flatten(0, 1)
-        columns = plane[:, torch.as_tensor(feature[chosen], device=plane.device)]
-        # Of equal maxima, torch.max gives the first.
-        flat[chosen] = columns.max(0).indices.cpu().numpy()
-    return flat // width, flat % width
+    index, channel = (torch.from_numpy(v).to(activations.device) for v in (image, feature))
+    # Of equal maxima, torch.max gives the first.
+    y = rows[index, channel].max(1).indices
+    x = activations[index, channel, y].max(1).indices
+    return y.cpu().numpy(), x.cpu().numpy()

@@ -24,9 +24,14 @@ def accumulate(values: torch.Tensor, switches: torch.Tensor, window: Sliding) ->
     """
     maps = _empty(values, window)
     n, channels, _, width = maps.shape
-    values, switches = (t.permute(0, 2, 3, 1) for t in (values, switches))  # as it lies in memory
-    absent = switches >= window.kernel[0] * window.kernel[1]
-    switches = switches.masked_fill(absent, 0)
+    # All is laid out as in memory, channels last: one index for each place and channel.
+    values, switches = (
+        t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        for t in (values, switches)
+    )
+    places = window.kernel[0] * window.kernel[1]
+    values = torch.where(switches < places, values, 0)
+    switches = switches.clamp(max=places - 1)
     first = _first_of_window(values.shape[1:3], width, window).to(values.device)
     channel = torch.arange(channels, device=values.device)
     (down, right), columns = window.dilation, window.kernel[1]
@@ -34,7 +39,7 @@ def accumulate(values: torch.Tensor, switches: torch.Tensor, window: Sliding) ->
     step = switches.div(columns, rounding_mode="floor").long() * (down * width - columns * right)
     index = (step.add_(switches, alpha=right).add_(first)).mul_(channels).add_(channel)
     flat = maps.permute(0, 2, 3, 1).view(n, -1)
-    flat.scatter_add_(1, index.reshape(n, -1), values.masked_fill(absent, 0).reshape(n, -1))
+    flat.scatter_add_(1, index.view(n, -1), values.view(n, -1))
     return maps
 
 

@@ -1,0 +1,123 @@
+"""Every benchmark runs, small: its figures are there, and those that do not depend on speed right.
+
+How fast anything is, no test says.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import _images, _report, decoding, end_to_end, memory, peers, scan, switches
+from zfscale.models.zfnet_mini import PREPROCESSING
+from zfscale.worker import Serial
+
+MODEL = "zfscale:zfnet-mini"
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def rendered_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No photographs, and the number of threads as it was."""
+    monkeypatch.setenv("ZFSCALE_DATA", str(tmp_path))
+    monkeypatch.setattr("os.cpu_count", torch.get_num_threads)
+
+
+def test_images_are_different_and_fit_the_network() -> None:
+    files = _images.encoded(3)
+    assert len(set(files)) == 3
+    pixels = _images.decoded(2, PREPROCESSING)
+    assert pixels.shape == (2, 3, *PREPROCESSING.crop)
+    assert pixels.dtype == torch.uint8
+
+
+def test_scan() -> None:
+    report = scan.run((MODEL,), count=6, batch=4)
+    assert report.rows[0][0] == MODEL
+    assert float(report.rows[0][-1]) > 0
+
+
+def test_decoding() -> None:
+    report = decoding.run(count=2, rounds=1)
+    assert report.rows[0][-1] == "1.00"
+    assert len(report.rows) == 3
+
+
+def test_pillow_decodes_to_the_same_size() -> None:
+    assert decoding.pillow(_images.encoded(1)[0]).size == (224, 224)
+
+
+def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "EXECUTORS", {"in process": Serial})
+    (row,) = end_to_end.run((MODEL,), count=4, batch=2, rounds=1, shard=2).rows
+    assert all(float(figure) > 0 for figure in row[1:])
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_job() -> None:
+    ((images, peak, ratio),) = memory.run((4,), MODEL).rows
+    assert (images, ratio) == ("4", "1.000")
+    assert int(peak.replace(",", "")) > 100  # torch alone takes more
+
+
+def test_a_failing_job_is_told(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("run: nowhere\nmodel: zfscale:none\nimages: nowhere\n")
+    with pytest.raises(RuntimeError, match="none"):
+        memory.peak(job)
+
+
+def test_switches_are_smaller_than_indices() -> None:
+    *layers, whole = switches.run(MODEL, count=4, k=2, batch=2).rows
+    assert layers[0][2:4] == ("0", "0")  # no pool below the first convolution
+    indices, record, stored = (int(cell.replace(",", "")) for cell in whole[2:5])
+    assert 0 < stored < record < indices / 8
+
+
+def test_peers_give_the_same_winners(capsys: pytest.CaptureFixture[str]) -> None:
+    report = peers.run(count=10, k=2, batch=4, rounds=1)
+    right = {row[0]: row[-1] for row in report.rows}
+    assert right["zfscale"] == right["plain loop"] == right["captum"] == "100.0%"
+    told = capsys.readouterr().err
+    for name in {"semanticlens", "zennit crp"} - right.keys():
+        assert name.split()[-1] in told
+
+
+def test_agreement_sees_every_kind_of_wrong_list() -> None:
+    maxima = [torch.tensor([[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]])]
+
+    def agreement(*ids: list[int]) -> float:
+        return peers.agreement([torch.tensor(ids)], maxima)
+
+    assert agreement([0, 1], [0, 1]) == 1
+    assert agreement([0, 1], [1, 0]) == 0.5  # another order
+    assert agreement([0, 1], [0, 0]) == 0.5  # one image twice
+    assert agreement([0, 1], [0, 2]) == 0.5  # another image
+    assert agreement([0, 1], [0, -1]) == 0.5  # no image
+
+
+def test_figures_go_between_their_marks(tmp_path: Path) -> None:
+    document = tmp_path / "benchmarks.md"
+    document.write_text("# Benchmarks\nProse.\n")
+    _report.write(document, "scan", "Scan", "old")
+    document.write_text(document.read_text() + "More prose.\n")
+    _report.write(document, "memory", "Memory", "kept")
+    _report.write(document, "scan", "Scan", "new")
+    text = document.read_text()
+    assert [text.count(part) for part in ("old", "new", "kept", "Prose.", "More prose.")] == [
+        0, 1, 1, 1, 1,
+    ]  # fmt: skip
+    assert text.count("## Scan") == 1
+
+
+def test_the_command_knows_its_benchmarks() -> None:
+    assert {"scan", "end_to_end", "peers", "memory", "switches", "decoding"} <= {*command.names()}
+    line = [sys.executable, "-m", "benchmarks", "nothing"]
+    wrong = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "no benchmark nothing" in wrong.stderr

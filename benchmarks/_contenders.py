@@ -54,9 +54,10 @@ def zfscale(work: Work) -> Found:
 def _topk(work: Work, maxima: Callable[[torch.Tensor], list[torch.Tensor]]) -> Found:
     """The loop that a user writes around `maxima` (B, C) of every layer."""
     best: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for start in range(0, len(work.inputs), work.batch):
-        values = maxima(work.inputs[start : start + work.batch])
-        index = torch.arange(start, min(start + work.batch, len(work.inputs)))[:, None]
+    for start in range(0, len(work.pixels), work.batch):
+        pixels = work.pixels[start : start + work.batch]
+        values = maxima(work.network.normalise(pixels))
+        index = torch.arange(start, start + len(pixels))[:, None]
         new = [(value, index.expand_as(value)) for value in values]
         if best:
             new = [

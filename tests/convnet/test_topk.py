@@ -17,8 +17,8 @@ def _winners(entries: list[tuple[int, float, int, int]]) -> Winners:
         FEATURES,
         feature,
         score=np.array([e[1] for e in entries], np.float32),
-        high=np.array([e[2] // 4 for e in entries], np.uint64),
-        low=np.array([e[2] % 4 for e in entries], np.uint64),
+        high=np.array([e[2] // 8 for e in entries], np.uint64),
+        low=np.array([e[2] % 8 for e in entries], np.uint64),
         label=np.array([e[3] for e in entries], np.int64),
     )
 
@@ -38,7 +38,7 @@ def _full_sort(entries: list[tuple[int, float, int, int]], k: int) -> list[tuple
             if entry[0] == feature:
                 best.setdefault(entry[2], entry)
         order = sorted(best.values(), key=lambda e: (-e[1], e[2]))[:k]
-        rows += [(feature, r, e[1], e[2] // 4, e[2] % 4, e[3]) for r, e in enumerate(order)]
+        rows += [(feature, r, e[1], e[2] // 8, e[2] % 8, e[3]) for r, e in enumerate(order)]
     return rows
 
 

@@ -50,8 +50,8 @@ class Crops:
             shift[:, axis] = first - self._first(source, axis)
         if tuple(part.shape[2:]) == size and not shift.any():
             return part
-        laid = part.new_zeros(*part.shape[:2], *size)
-        laid = laid.contiguous(memory_format=torch.channels_last)
+        n, channels = part.shape[:2]
+        laid = part.new_zeros(n, *size, channels).permute(0, 3, 1, 2)
         # All units have one shift, unless the window of `source` is its whole map.
         for down, right in np.unique(shift, axis=0).tolist():
             units = torch.as_tensor((shift == (down, right)).all(1), device=part.device)

@@ -34,7 +34,7 @@ Switches = NDArray[np.uint8]
 
 BATCH = 64
 """Units projected together."""
-BATCH_BYTES = 1 << 24
+BATCH_BYTES = 1 << 25
 """Largest map of a batch: what is larger leaves the caches, and costs fresh pages each time."""
 
 

@@ -66,8 +66,8 @@ def _empty(values: torch.Tensor, window: Sliding) -> torch.Tensor:
         (count - 1) * stride + span
         for count, stride, span in zip(values.shape[2:], window.stride, window.span, strict=True)
     ]
-    maps = values.new_zeros(*values.shape[:2], *size)
-    return maps.contiguous(memory_format=torch.channels_last)
+    n, channels = values.shape[:2]
+    return values.new_zeros(n, *size, channels).permute(0, 3, 1, 2)
 
 
 def _places(

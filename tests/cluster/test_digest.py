@@ -11,6 +11,8 @@ import pytest
 from zfscale import driver, job, view
 from zfscale.cluster.pool import RayPool
 from zfscale.datasets import parts
+from zfscale.records import File
+from zfscale.stores import manifest
 from zfscale.stores.digest import digest
 from zfscale.stores.storage import open_storage
 from zfscale.worker import Serial, Setup, Worker
@@ -26,16 +28,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(run: Path, shards: Path, executor) -> str:
+def _run(run: Path, shards: Path, executor) -> tuple[str, dict[str, File]]:
+    """The digest of the results and the final files, byte by byte."""
     spec = {"run": str(run), "model": "zfscale:zfnet-mini", "weights": "seed:0", "batch": 8}
     spec |= {"images": str(shards), "analyses": {"scan": {"top_k": 3}, "deconvolve": {}}}
     driver.run(view.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
-    return digest(open_storage(str(run)))
+    storage = open_storage(str(run))
+    state = manifest.load(storage)
+    final = {f.path: f for f in state.files() if not f.path.startswith("segments/")}
+    assert {path.partition("/")[0] for path in final} == {
+        *("images", "features", "winners", "switches.zarr", "projections.zarr")
+    }
+    return digest(storage), final
 
 
 @pytest.fixture(scope="module")
-def serial(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest without Ray."""
+def serial(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, File]]:
+    """The results without Ray."""
     return _run(tmp_path_factory.mktemp("serial") / "run", shards, Serial)
 
 

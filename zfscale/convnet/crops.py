@@ -67,14 +67,14 @@ class Crops:
 
         `matrix` is (map of node, map of source), the result (n, window of node, of source).
         """
-        index, inside = [], []
+        index = []
         for name, size in zip((node, source), matrix.shape, strict=True):
-            on_map = self._on_map(name, axis, size)
             places = self._first(name, axis)[:, None] + np.arange(self.windows[name].size[axis])
-            inside.append(torch.as_tensor(on_map, device=matrix.device))
             index.append(torch.as_tensor(places.clip(0, size - 1), device=matrix.device))
         found = matrix[index[0][:, :, None], index[1][:, None, :]]
-        return found.masked_fill(~(inside[0][:, :, None] & inside[1][:, None, :]), 0)
+        # Beyond the border of the map of `node` there is no signal, so it matters here alone.
+        outside = torch.as_tensor(~self._on_map(source, axis, matrix.shape[1]))
+        return found.masked_fill(outside[:, None, :].to(matrix.device), 0)
 
     def _first(self, name: str, axis: int) -> NDArray[np.int64]:
         """Row (axis 0) or column (axis 1) in which each unit's window at a node begins."""

@@ -141,7 +141,7 @@ class Deconvnet:
         for source, part in zip(node.inputs, parts, strict=True):
             below = self._nodes[source]
             laid = crops.lay(part, node, source, sliding)
-            # A filter reaches beyond the border of the map below; there, a max pool has no switches.
+            # A filter reaches beyond the border of the map below; a max pool has no switches there.
             spills = isinstance(operation, ops.Convolution) and not isinstance(
                 below.operation, ops.MaxPool
             )

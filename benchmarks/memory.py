@@ -64,6 +64,5 @@ def run(counts: Sequence[int] = COUNTS, model: str = "zfscale:cifar") -> Report:
         for count, found in zip(counts, peaks, strict=True)
     ]
     header = ("images", "peak resident set, MiB", f"of that of {counts[0]:,} images")
-    return Report(
-        header, rows, [f"{model}, scan, switches and deconvolution, pictures of 32 x 32."]
-    )
+    note = f"{model}, scan, switches and deconvolution, pictures of 32 x 32."
+    return Report(header, rows, note)

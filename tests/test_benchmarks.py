@@ -60,7 +60,8 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_memory_is_that_of_the_job() -> None:
-    ((images, peak, ratio),) = memory.run((4,), MODEL).rows
+    report = memory.run((4,), MODEL)
+    ((images, peak, ratio),) = report.rows
     assert (images, ratio) == ("4", "1.000")
     assert int(peak.replace(",", "")) > 100  # torch alone takes more
 

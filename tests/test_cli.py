@@ -255,6 +255,36 @@ def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return job
 
 
+def test_the_device_of_a_cluster_is_that_of_its_workers(
+    job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from zfscale import driver
+    from zfscale.cluster import capacity
+
+    asked: list[str] = []
+    devices: list[str] = []
+
+    def device(address: str) -> str:
+        asked.append(address)
+        return "cuda"
+
+    def run(setup: Any, *_: Any) -> Summary:
+        devices.append(setup.device)
+        return Summary("runs/x", Counts(), 0.0)
+
+    monkeypatch.setattr(capacity, "device", device)
+    monkeypatch.setattr(driver, "run", run)
+    job = ["run", str(job_file), "--set", f"run={tmp_path}/run"]
+    assert exit_code(commands, [*job, "--address", "auto"]) == 0
+    assert (asked, devices) == (["auto"], ["cuda"])
+    # Who says it needs no cluster to find out; and this machine is asked for itself alone.
+    assert exit_code(commands, [*job, "--address", "auto", "--set", "device=cpu"]) == 0
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert exit_code(commands, [*job]) == 0
+    assert (asked, devices) == (["auto"], ["cuda", "cpu", "cpu"])
+
+
 def test_a_run_ends_with_sums_and_verify_with_a_digest(job_file: Path) -> None:
     done = zf("run", str(job_file), "--serial", "--json")
     assert done.returncode == 0, done.stderr

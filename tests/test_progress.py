@@ -15,7 +15,7 @@ from zfscale.records import Counts
 COUNTS = Counts(images=50, ok=47, quarantined=3)
 EVENTS: tuple[Event, ...] = (
     StageBegun("scan", 4, 100),
-    Progressed("scan", 2, 50, COUNTS, 1.0),
+    Progressed("scan", 2, 50, COUNTS, 2.0),
     Note("the disk is slow", Level.WARNING),
     StageDone("scan", 75.0, COUNTS),
     Finished(Summary("runs/x", COUNTS, 80.0)),
@@ -38,8 +38,22 @@ def test_a_log_gets_one_json_object_a_line() -> None:
         "time": "", "event": "StageBegun", "stage": "scan", "tasks": 4, "images": 100,
     }  # fmt: skip
     assert records[1]["counts"]["quarantined"] == 3
+    pace = {key: records[1][key] for key in ("images", "images_per_second", "seconds_left")}
+    assert pace == {"images": 100, "images_per_second": 25.0, "seconds_left": 2.0}
     assert records[-1]["summary"]["run"] == "runs/x"
     assert all(datetime.fromisoformat(record["time"]).tzinfo for record in records)
+
+
+def test_each_stage_has_a_pace_of_its_own_and_none_before_its_first_image() -> None:
+    stream = io.StringIO()
+    report = JsonLines(stream, clock=iter(range(0, 1000, 50)).__next__)
+    for stage, images, done, seconds in [("scan", 100, 90, 9.0), ("switches", 8, 0, 0.5),
+                                         ("deconvolve", 40, 4, 0.0), ("deconvolve", 30, 30, 2.0)]:  # fmt: skip
+        report(StageBegun(stage, 4, images))
+        report(Progressed(stage, 1, done, COUNTS, seconds))
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()][1::2]
+    found = [(line["images"], line["images_per_second"], line["seconds_left"]) for line in lines]
+    assert found == [(100, 10.0, 1.0), (8, None, None), (40, None, None), (30, 15.0, 0.0)]
 
 
 def test_progress_in_a_log_is_rare_and_nothing_else_is_left_out() -> None:

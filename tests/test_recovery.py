@@ -17,10 +17,13 @@ import pytest
 from zfscale import driver, job, view
 from zfscale.datasets import parts
 from zfscale.errors import FingerprintMismatch, IntegrityError, UsageError
-from zfscale.records import Failure, Receipt, Task
+from zfscale.feed import Feed
+from zfscale.records import Counts, Failure, Receipt, Task
+from zfscale.stores import manifest
 from zfscale.stores.digest import digest
 from zfscale.stores.ledger import Ledger
 from zfscale.stores.storage import open_storage
+from zfscale.stores.verify import check_accounting
 from zfscale.worker import Serial, Setup
 
 
@@ -203,6 +206,61 @@ def test_a_killed_driver_resumes_to_the_same_digest(receipts, shards, clean, tmp
     _killed_after(command, tmp_path / "run", receipts)
     subprocess.run(command, check=True, capture_output=True)
     assert digest(open_storage(str(spec["run"]))) == clean
+
+
+@pytest.mark.parametrize("step", ["withdraw", "write", "commit"])
+def test_an_interrupted_republication_heals(step, shards, clean, tmp_path, monkeypatch) -> None:
+    spec = _spec(tmp_path / "run", shards)
+    _run(spec)
+    next((tmp_path / "run/winners").glob("layer=conv3/*.parquet")).unlink()
+    commit, write = Ledger.commit, view.RunView._write
+
+    def dying_commit(self, *arguments, **options):
+        if step == "commit" and options.get("published"):
+            raise KeyboardInterrupt
+        commit(self, *arguments, **options)
+        if step == "withdraw" and options.get("withdrawn"):
+            raise KeyboardInterrupt
+
+    def dying_write(self, *arguments):
+        for number, file in enumerate(write(self, *arguments)):
+            if step == "write" and number == 3:
+                raise KeyboardInterrupt
+            yield file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", dying_commit)
+        patch.setattr(view.RunView, "_write", dying_write)
+        with pytest.raises(KeyboardInterrupt):
+            _run(spec)
+    assert _run(spec) == clean
+
+
+def test_an_interrupted_run_verifies(shards, tmp_path) -> None:
+    spec = _spec(tmp_path / "run", shards)
+
+    class Stops(Serial):
+        def execute(self, tasks):
+            tasks = list(tasks)
+            if tasks[0].stage == "deconvolve":
+                raise KeyboardInterrupt
+            return super().execute(tasks)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(spec, Stops)
+    storage = open_storage(str(spec["run"]))
+    assert check_accounting(storage, manifest.load(storage)) == Counts(60, 60)
+
+
+def test_an_analysis_that_leaves_images_out_is_caught(shards, tmp_path, monkeypatch) -> None:
+    batches = Feed.batches
+
+    def one_batch(self):
+        yield next(batches(self))
+
+    monkeypatch.setattr(Feed, "batches", one_batch)
+    with pytest.raises(IntegrityError, match="must use up its batches"):
+        _run(_spec(tmp_path / "run", shards))
 
 
 def test_deconvolve_alone_says_what_it_needs(shards, tmp_path) -> None:

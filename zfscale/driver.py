@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from zfscale.analyses import Pass
-from zfscale.errors import NonFiniteActivations, TaskFailed, UsageError
+from zfscale.errors import IntegrityError, NonFiniteActivations, TaskFailed, UsageError
 from zfscale.events import (
     Finished,
     Level,
@@ -44,15 +44,12 @@ def run(setup: Setup, executor: Callable[[Setup], Executor], report: Report) -> 
     for note in view.notes:
         report(Note(note, Level.WARNING))
     workers = _Workers(setup, executor)
-    counts: Counts | None = None
     try:
         for step in passes(setup.job).values():
-            done = _carry_out(step, view, workers, report)
-            if step.over_collection:
-                counts = done
+            _carry_out(step, view, workers, report)
     finally:
         workers.close()
-    total = view.complete(counts)
+    total = view.complete()
     top1, top5 = view.classification_error()
     summary = Summary(setup.job.run, total, time.monotonic() - began, top1, top5)
     report(Finished(summary))
@@ -76,7 +73,7 @@ class _Workers:
             self._executor.close()
 
 
-def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> Counts:
+def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> None:
     """Plan and execute until nothing new is planned, then publish."""
     missing = [name for name in step.needs if not view.has_published(name)]
     if missing:
@@ -89,11 +86,12 @@ def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> 
     while not failures:
         tasks = step.plan(view)
         committed = view.committed
+        _check_finite(view.counts([task for task in tasks if task.id in committed]), tasks)
         left = [task for task in tasks if task.id not in committed]
         if not left:
             break
         report(StageBegun(step.name, len(left), sum(task.size for task in left)))
-        failures = _execute(step.name, left, view, workers, report)
+        failures = _execute(step.name, tasks, left, view, workers, report)
     if failures:
         raise TaskFailed(
             f"{step.name}: {len(failures)} of {len(tasks)} tasks failed, e.g. {failures[0].task} "
@@ -101,32 +99,36 @@ def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> 
             "committed, and the same command tries these again"
         )
     view.publish(step, tasks)
-    counts = view.counts(tasks)
-    report(StageDone(step.name, time.monotonic() - began, counts))
-    return counts
+    report(StageDone(step.name, time.monotonic() - began, view.counts(tasks)))
 
 
 def _execute(
-    stage: str, tasks: Sequence[Task], view: RunView, workers: _Workers, report: Report
+    stage: str,
+    plan: Sequence[Task],
+    left: Sequence[Task],
+    view: RunView,
+    workers: _Workers,
+    report: Report,
 ) -> list[Failure]:
-    """Hand out tasks and commit their receipts in groups, also when interrupted."""
+    """Hand out what is left of a plan; commit receipts in groups, also when interrupted."""
     began = time.monotonic()
-    images = {task.id: task.size for task in tasks}
-    total = sum(images.values())
+    by_id = {task.id: task for task in left}
+    before = view.counts([task for task in plan if task.id not in by_id])
     failures: list[Failure] = []
     waiting: list[Receipt] = []
     done, done_images, counts = 0, 0, Counts()
     due = began + COMMIT_SECONDS
     try:
-        for result in workers.execute(tasks):
+        for result in workers.execute(left):
             if isinstance(result, Failure):
                 failures.append(result)
                 report(Note(f"{result.task} failed: {result.error}", Level.ERROR))
                 continue
+            _check_complete(by_id[result.task], result)
             waiting.append(result)
-            done, done_images = done + 1, done_images + images[result.task]
+            done, done_images = done + 1, done_images + by_id[result.task].size
             counts += result.counts
-            _check_finite(counts, total)
+            _check_finite(before + counts, plan)
             now = time.monotonic()
             report(Progressed(stage, done, done_images, counts, now - began))
             if now >= due:
@@ -140,7 +142,17 @@ def _execute(
     return failures
 
 
-def _check_finite(counts: Counts, total: int) -> None:
+def _check_complete(task: Task, receipt: Receipt) -> None:
+    """Every image of a task must have ended somehow."""
+    if task.images is not None and receipt.counts.images != task.size:
+        raise IntegrityError(
+            f"task {task.id} was to account for {task.size} images and its receipt has "
+            f"{receipt.counts.images}: the analysis must use up its batches"
+        )
+
+
+def _check_finite(counts: Counts, plan: Sequence[Task]) -> None:
+    total = sum(task.size for task in plan)
     if counts.non_finite > NON_FINITE_LIMIT * total:
         raise NonFiniteActivations(
             f"{counts.non_finite} of {counts.images} images so far gave NaN or Inf activations, "

@@ -44,6 +44,7 @@ class Feed:
         self.device = device
         self.threads = threads
         self._rows: dict[int, dict[str, Any]] = {}
+        self._refused: dict[str, Reason] = {}
 
     def batches(self) -> Iterator[Batch]:
         """Batches of exactly B in the order of the source, the last one padded with zeros.
@@ -62,23 +63,24 @@ class Feed:
             yield Batch(pixels.to(self.device, non_blocking=True), tuple(images))
 
     def quarantine(self, image: Image, reason: Reason) -> None:
-        """Take back an image that was given out as good."""
-        self._rows[image.index] |= {"status": Status.QUARANTINED, "reason": reason}
+        """Take back an image that was given out as good, and with it all its copies."""
+        self._refused[image.id] = reason
 
     def counts(self) -> Counts:
         """How the images ended; all of the task once `batches` is used up."""
-        status = [row["status"] for row in self._rows.values()]
+        rows = self._settled()
+        status = [row["status"] for row in rows]
         return Counts(
-            images=len(status),
+            images=len(rows),
             ok=status.count(Status.OK),
             quarantined=status.count(Status.QUARANTINED),
             duplicate=status.count(Status.DUPLICATE),
-            non_finite=sum(row["reason"] == Reason.NON_FINITE for row in self._rows.values()),
+            non_finite=sum(row["reason"] == Reason.NON_FINITE for row in rows),
         )
 
     def outcomes(self) -> Columns:
         """One row an image: index, id, key, reference, label, size, status, reason."""
-        rows = [self._rows[index] for index in sorted(self._rows)]
+        rows = self._settled()
         texts = ("id", "key", "uri", "status", "reason")
         columns: dict[str, NDArray[Any]] = {
             name: np.array([row[name] for row in rows], dtype=object) for name in texts
@@ -89,6 +91,15 @@ class Feed:
             values = np.array([row[name] or 0 for row in rows], np.int64)
             columns[name] = np.ma.masked_array(values, missing)
         return columns
+
+    def _settled(self) -> list[dict[str, Any]]:
+        """The rows in order. What was taken back counts as quarantined, wherever a copy lies."""
+        rows = []
+        for _, row in sorted(self._rows.items()):
+            reason = self._refused.get(row["id"])
+            refused = {} if reason is None else {"status": Status.QUARANTINED, "reason": reason}
+            rows.append(row | refused)
+        return rows
 
     def _accepted(self) -> Iterator[tuple[Image, torch.Tensor]]:
         """Images that decode, once each by content; the others get their outcome here."""
@@ -104,6 +115,7 @@ class Feed:
             row |= {"id": decoded.id, "width": decoded.width, "height": decoded.height}
             if decoded.id in seen or sample.index in skip:
                 row["status"] = Status.DUPLICATE
+                seen.add(decoded.id)
                 continue
             seen.add(decoded.id)
             yield _image(sample, decoded), decoded.pixels

@@ -37,13 +37,16 @@ def shown(stream: TextIO, as_json: bool = False) -> Iterator[Report]:
 class JsonLines:
     """One JSON object a line: `time` (UTC, ISO 8601), `event`, and the fields of the event.
 
-    Progress comes at most every `EVERY` seconds, everything else at once.
+    Progress comes at most every `EVERY` seconds, everything else at once. It says besides of how
+    many `images`, at how many `images_per_second` so far, and the `seconds_left` at this rate;
+    both are null where there is no rate yet.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._next = 0.0
+        self._images = 0
 
     def __call__(self, event: Event) -> None:
         """Write the event, or leave it out if it is too soon for it."""
@@ -51,8 +54,12 @@ class JsonLines:
             if self._clock() < self._next:
                 return
             self._next = self._clock() + EVERY
+        if isinstance(event, StageBegun):
+            self._images = event.images
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {"time": now, "event": type(event).__name__} | asdict(event)
+        if isinstance(event, Progressed):
+            record |= _pace(event, self._images)
         print(json.dumps(record), file=self._stream, flush=True)
 
 
@@ -92,6 +99,15 @@ class LiveLine:
 
     def _say(self, text: str) -> None:
         tqdm.write(text, file=self._stream)
+
+
+def _pace(event: Progressed, images: int) -> dict[str, float | None]:
+    """What a reader would work out from the progress of a stage on `images` images."""
+    rate = left = None
+    if event.images_done and event.seconds:
+        rate = round(event.images_done / event.seconds, 3)
+        left = round((images - event.images_done) * event.seconds / event.images_done, 1)
+    return {"images": images, "images_per_second": rate, "seconds_left": left}
 
 
 def duration(seconds: float) -> str:

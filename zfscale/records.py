@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -119,6 +120,12 @@ class Preprocessing:
     order: str = "RGB"
     interpolation: str = "bilinear"
 
+    @property
+    def mean_colour(self) -> tuple[int, int, int]:
+        """The colour that becomes zero, as RGB values in 0..255."""
+        red, green, blue = (round(min(max(mean / self.scale, 0), 255)) for mean in self.mean)
+        return (red, green, blue) if self.order == "RGB" else (blue, green, red)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRange:
@@ -155,7 +162,7 @@ class Task:
     images: ImageRange | ImageList | None = None
     payload: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A name that depends on nothing but the work: the same task in any plan and any run."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

@@ -49,8 +49,13 @@ class Results:
                 " start its job again to finish it"
             )
         facts = self.record.facts
+        if "layers" not in facts:
+            raise UsageError(
+                f"{self.run}: the run has no scan, so there are no layers to show;"
+                " add `scan` to the analyses of its job and start it again"
+            )
         self.layers: dict[str, Layer] = {layer["name"]: _layer(layer) for layer in facts["layers"]}
-        self.classes: list[str] | None = facts.get("classes") or facts.get("classes_of_model")
+        self.classes: list[str] | None = facts.get("classes")
         self.model: str = facts["spec"]["model"]
 
     def __repr__(self) -> str:
@@ -140,7 +145,7 @@ class Results:
         """
         rows = self.winners_of(layer, feature)
         cuts = [
-            cut(self.image(identity), box, self.mean_colour)
+            cut(self.image(identity), box, self.preprocessing.mean_colour)
             for identity, box in zip(rows["image_id"], boxes(rows), strict=True)
         ]
         height, width = self.layers[layer].field or self.preprocessing.crop
@@ -175,14 +180,6 @@ class Results:
         table = self.dataset("images").to_table(columns=["id", *names], filter=chosen)
         table = table.sort_by([(name, "ascending") for name in names])
         return {row.pop("id"): ImageRef(**row) for row in table.to_pylist()}
-
-    @cached_property
-    def mean_colour(self) -> tuple[int, int, int]:
-        """The RGB colour that preprocessing turns into zero, as uint8 values."""
-        given = self.preprocessing
-        mean = [round(min(max(value / given.scale, 0.0), 255.0)) for value in given.mean]
-        red, green, blue = mean if given.order == "RGB" else mean[::-1]
-        return red, green, blue
 
     def _check(self, layer: str, feature: int | None = None) -> None:
         if layer not in self.layers:

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -49,22 +49,28 @@ from zfscale.worker import Setup, load_network
 GROUP = 4
 """Threads of a worker at most. Their number changes sums within some convolutions, so it does
 not depend on how many workers there are, and is part of the fingerprint."""
-TASK_IMAGES = 1024
-"""Images in a task, about: seconds to a minute of work, so that little is lost and all share."""
+TASK_IMAGES = (128, 1024)
+"""Images in a task, at least and at most: seconds to a minute of work."""
+TASKS = 16
+"""A small collection is cut into about so many tasks, so that all workers share it."""
 LIBRARIES = ("numpy", "pillow", "torch", "torchvision")
 """Libraries whose version may change a result."""
 COMPLETE = "complete"
 
 
-def resolve(job: Job) -> Setup:
+def local_device() -> str:
+    """What `device: auto` stands for where the workers are on this machine."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve(job: Job, auto: Callable[[], str] = local_device) -> Setup:
     """The job with nothing left out: paths absolute, what it does not say taken from its run.
 
-    Raises UsageError if neither the job nor an existing run says it.
+    `auto` is asked for the device, cpu or cuda, if the job leaves it open. Raises UsageError if
+    neither the job nor an existing run says something that is needed.
     """
     job = _remembered(job)
-    device = job.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = auto() if job.device == "auto" else job.device
     return Setup(job, device, threads=min(GROUP, os.cpu_count() or 1))
 
 
@@ -91,7 +97,9 @@ def _remembered(job: Job) -> Job:
 
 def cut(shards: Sequence[Shard], batch: int) -> list[ImageRange]:
     """The collection as tasks' worth of images: whole batches, never over two shards."""
-    size = max(1, TASK_IMAGES // batch) * batch
+    least, most = TASK_IMAGES
+    wanted = min(max(sum(shard.images for shard in shards) // TASKS, least), most)
+    size = max(1, wanted // batch) * batch
     return [
         ImageRange(shard, start, min(start + size, shard.images))
         for shard in shards
@@ -120,7 +128,11 @@ class RunView:
     @cached_property
     def shards(self) -> Sequence[Shard]:
         """The collection, in canonical order."""
-        return sources.find(self.job.images, self.job.format)
+        found = sources.find(self.job.images, self.job.format)
+        if not any(shard.images for shard in found):
+            places = ", ".join(shard.uri for shard in found[:3])
+            raise UsageError(f"images: {len(found)} shards and no image in them, e.g. {places}")
+        return found
 
     @cached_property
     def ranges(self) -> Sequence[ImageRange]:
@@ -168,23 +180,30 @@ class RunView:
 
     def has_published(self, stage: str) -> bool:
         """Whether the results of a pass are there."""
-        return f"published_{stage}" in self.ledger.manifest.facts
+        return self.ledger.manifest.facts.get(f"published_{stage}") is not None
 
     def publish(self, step: Pass, tasks: Sequence[Task]) -> bool:
         """Derive the final tables and arrays of a pass; False if they are there already."""
         results = [file.sha256 for task in tasks for file in self.ledger.committed[task.id].files]
-        fact = {f"published_{step.name}": hashlib.sha256("".join(results).encode()).hexdigest()}
+        name = f"published_{step.name}"
+        facts: dict[str, Any] = {name: hashlib.sha256("".join(results).encode()).hexdigest()}
+        if step.over_collection:
+            facts["counts"] = asdict(self.counts(tasks))
         own = {table.name for table in step.tables}
         specs = step.arrays(self)
         names = own | {array.path.partition("/")[0] for array in specs}
-        if fact.items() <= self.ledger.manifest.facts.items() and not names & self._stale:
+        known = self.ledger.manifest.facts
+        if all(known.get(key) == value for key, value in facts.items()) and not names & self._stale:
             return False
-        self.ledger.commit(withdrawn=sorted(own))
+        self.ledger.commit(withdrawn=sorted(own), facts={name: None})
         written = [file for array in specs for file in arrays.create(self.storage, array)]
-        written += self._write(step, tasks)
-        for name in sorted(own):
-            tables.remove_stale(self.storage, name, written)
-        self.ledger.commit(published=written, facts=fact)
+        for file in self._write(step, tasks):
+            if file.path in {earlier.path for earlier in written}:
+                raise ValueError(f"pass {step.name} publishes {file.path} twice: it was replaced")
+            written.append(file)
+        for table in sorted(own):
+            tables.remove_stale(self.storage, table, written)
+        self.ledger.commit(published=written, facts=facts)
         self._stale -= names
         return True
 
@@ -202,15 +221,9 @@ class RunView:
             wrong5 += int((rank >= 5).sum())
         return (wrong1 / labelled, wrong5 / labelled) if labelled else (None, None)
 
-    def complete(self, counts: Counts | None) -> Counts:
-        """Commit that everything the job asked for is there.
-
-        `counts` are those of the whole collection if the job went over it; those of the run.
-        """
-        if counts is None:
-            self.ledger.commit(status=COMPLETE)
-        else:
-            self.ledger.commit(status=COMPLETE, facts={"counts": asdict(counts)})
+    def complete(self) -> Counts:
+        """Commit that everything the job asked for is there; the counts of the run."""
+        self.ledger.commit(status=COMPLETE)
         return Counts(**self.ledger.manifest.facts.get("counts", {}))
 
     def _write(self, step: Pass, tasks: Sequence[Task]) -> Iterator[File]:
@@ -255,7 +268,6 @@ class RunView:
         """What run.json says of the job, for readers of the results."""
         spec = self.job.model_dump(mode="json")
         facts: dict[str, Any] = {"preprocessing": asdict(self.network.preprocessing)}
-        facts["classes_of_model"] = self.network.classes
         facts["untraceable"] = self.network.untraceable
         if self.storage.exists(run.PATH):
             before = run.read(self.storage).facts
@@ -272,6 +284,13 @@ class RunView:
         return sources.class_names(self.shards)
 
 
+def _device(setup: Setup) -> str:
+    """The class of device that promises equal bytes."""
+    if setup.device == "cuda":
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
 def _table_of(item: Published) -> Table | None:
     return None if isinstance(item, Block) else item[0]
 
@@ -283,8 +302,7 @@ def _fingerprint(setup: Setup, network: Network) -> dict[str, Any]:
         "network": models.fingerprint(network),
         "preprocessing": asdict(network.preprocessing),
         "batch": setup.job.batch,
-        "device": setup.device,
+        "device": _device(setup),
         "threads": setup.threads,
-        "processor": platform.machine(),
         "versions": {"zfscale": zfscale.__version__} | {name: version(name) for name in LIBRARIES},
     }

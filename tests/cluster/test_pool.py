@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from zfscale.cluster import pool as module
 from zfscale.cluster.lane import IN_FLIGHT
 from zfscale.cluster.pool import RayPool
+from zfscale.cluster.session import session
 from zfscale.errors import IntegrityError, NonFiniteActivations, UsageError, ZfscaleError
 from zfscale.records import Counts, Failure, Receipt, Task
 
@@ -73,8 +75,11 @@ def processes(folder: Path) -> set[int]:
 
 
 @contextmanager
-def pool(folder: Path, workers: int = 2, start: str = "", **options: Any) -> Iterator[RayPool]:
-    setup: Any = SimpleNamespace(device="cpu", threads=1, start=start)
+def pool(
+    folder: Path, workers: int | None = 2, start: str = "", threads: int = 1,
+    device: str = "cpu", **options: Any,
+) -> Iterator[RayPool]:  # fmt: skip
+    setup: Any = SimpleNamespace(device=device, threads=threads, start=start)
     executor = RayPool(setup, workers, factory=make_factory(folder), **options)
     try:
         yield executor
@@ -178,6 +183,52 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     gone = pytest.raises(ZfscaleError, match="no worker can be started")
     with pool(tmp_path, workers=1, start="exit") as executor, gone:
         list(executor.execute([task("0")]))
+
+
+def a_cluster(cpus: int) -> Any:
+    """What stands for the session on a cluster: one node, no GPU."""
+    return lambda address, at_least_cpus: session(None, at_least_cpus=cpus)
+
+
+def test_what_fits_nowhere_is_said_and_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(module, "session", a_cluster(cores))
+    monkeypatch.setattr(module, "START_NOTICE", 0.5)
+    monkeypatch.setattr(module, "START_LIMIT", 3.0)
+    needs = f"each needs {2 * cores} CPU on one node, and Ray has 1 node with {cores} CPU"
+    given_up = pytest.raises(ZfscaleError, match=f"no worker could start for [34] s: {needs}")
+    options = {"workers": None, "threads": 2 * cores, "address": "auto"}
+    with pool(tmp_path, **options) as executor, given_up:
+        list(executor.execute([task("0")]))
+    (notice,) = caplog.messages
+    assert notice.startswith(f"waiting for 1 of 1 workers: {needs}")
+
+
+def test_workers_without_room_hold_up_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(module, "session", a_cluster(cores))
+    with pool(tmp_path, workers=2, threads=cores, address="auto") as executor:
+        assert len(list(executor.execute([task("first")]))) == 1  # one of them has started
+        monkeypatch.setattr(module, "START_NOTICE", 0.5)
+        monkeypatch.setattr(module, "START_LIMIT", 1.5)
+        answers = list(executor.execute([task(str(n), seconds=0.5) for n in range(6)]))
+    assert all(isinstance(answer, Receipt) for answer in answers)
+    assert len(processes(tmp_path)) == 1
+    (notice,) = caplog.messages
+    assert notice.startswith("waiting for 1 of 2 workers")
+
+
+def test_an_embedded_ray_without_room_refuses_at_once(tmp_path: Path) -> None:
+    refused = pytest.raises(UsageError, match="device: cuda: a worker does not fit: .* 99 GPU")
+    with refused, pool(tmp_path, workers=None, device="cuda", gpus_per_worker=99):
+        pass
+    # Nothing of it is left: the next one starts, with room for one whatever the threads are.
+    with pool(tmp_path, workers=None, threads=2 * len(os.sched_getaffinity(0))) as executor:
+        assert len(list(executor.execute([task("0")]))) == 1
 
 
 def test_embedded_ray_listens_on_loopback_only_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class FakeClient:
     def submit_job(self, **request: Any) -> str:
         folder = Path(request["runtime_env"]["working_dir"])
         self.sent = request
-        self.files = {path.name: path.read_text() for path in folder.iterdir()}
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        self.files = {path.relative_to(folder).as_posix(): path.read_text() for path in files}
         return "raysubmit_1"
 
     def get_job_info(self, job: str) -> Any:
@@ -90,6 +91,32 @@ def test_nothing_travels_but_the_job_and_this_package(monkeypatch: pytest.Monkey
     assert set(environment) == {"working_dir", "py_modules", "excludes"}
     assert [Path(module).name for module in environment["py_modules"]] == ["zfscale"]
     assert "secret" not in repr(client.sent)
+
+
+@pytest.mark.parametrize(
+    ("model", "travels"),
+    [
+        ("mynet:build", {"mynet.py"}),
+        ("nets.small:build", {"nets/small.py", "nets/blocks.py"}),
+        ("pack:build", {"pack/__init__.py", "pack/layers.py"}),
+        ("torch.nn:Identity", set()),  # installed, here as there
+        ("zfscale:zfnet", set()),
+        ("torchvision:squeezenet1_1", set()),
+    ],
+)
+def test_the_module_of_a_model_travels_if_it_lies_here(
+    model: str, travels: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ["mynet.py", "mynet/photograph.txt", "other.py", "nets/small.py", "nets/blocks.py"]
+    here += ["pack/__init__.py", "pack/layers.py", "zfscale/__init__.py", "torchvision.py"]
+    for name in here:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    monkeypatch.chdir(tmp_path)
+    client = FakeClient()
+    submit.submit(client, JOB, [f"model={model}"])
+    (job,) = [name for name in client.files if name.endswith(".yaml")]
+    assert client.files == {job: JOB} | {name: f"# {name}" for name in travels}
 
 
 @pytest.mark.parametrize(
@@ -240,12 +267,17 @@ def test_a_job_on_a_real_cluster(
     def zf(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "zfscale", *arguments, "--address", address]
         return subprocess.run(
-            command, env=environment | changes, capture_output=True, text=True, check=False
-        )
+            command, cwd=tmp_path, env=environment | changes,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
 
+    (tmp_path / "mynet.py").write_text(
+        "from zfscale.models.zfnet_mini import PREPROCESSING, build as net\n"
+        "def build():\n    return net(), PREPROCESSING\n"
+    )
     job = tmp_path / "job.yaml"
     job.write_text(
-        f"run: {tmp_path}/run\nmodel: zfscale:zfnet-mini\nweights: seed:0\n"
+        f"run: {tmp_path}/run\nmodel: mynet:build\nweights: seed:0\n"
         f"images: {parts_images}\nbatch: 8\nanalyses: {{scan: {{top_k: 2}}}}\n"
     )
     done = zf("submit", str(job), "--wait", "--set", "workers=1")

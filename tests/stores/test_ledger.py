@@ -113,7 +113,7 @@ def test_run_record_follows_every_commit(storage):
     ledger = open_ledger(storage, facts={"layers": [{"name": "conv1"}]})
     record = run.read(storage)
     assert (record.status, record.manifest) == ("running", 1)
-    assert record.run_id == run_id(ledger.manifest.fingerprint)
+    assert record.run_id == run_id(ledger.manifest.fingerprint, ledger.manifest.stages)
     published = File("winners/part-00000.parquet", "0" * 64, 5)
     ledger.commit(published=[published], status="complete", facts={"classes": ["cat"]})
     record = run.read(storage)

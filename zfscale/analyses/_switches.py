@@ -30,7 +30,8 @@ TASK_BYTES = 256 << 20
 SHARD_BYTES = 64 << 20
 """Switches in one shard of an array, before compression."""
 TOLERANCE = 1e-5
-"""Relative difference between the score recorded and the score seen again."""
+"""Difference between the score recorded and the score seen again, relative to the largest
+activation of the layer."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _records(
     def keep(pool: str, switches: torch.Tensor) -> None:
         maps[pool] = switches.cpu().numpy()
 
-    layers = [layer for layer in layers if layer.name in wins and len(wins[layer.name].image)]
+    layers = [layer for layer in layers if layer.name in wins]
     pools = list(dict.fromkeys(pool for layer in layers for pool in _shapes(network, layer)))
     network.forward(batch.pixels, layers, check, pools, keep)
     parts = []
@@ -213,9 +214,11 @@ def _records(
 
 
 def _check(layer: str, activations: torch.Tensor, won: Wins) -> None:
+    """Raise IntegrityError where the recorded scores are not seen again."""
     place = (torch.from_numpy(v) for v in (won.image, won.feature, won.y, won.x))
     found = activations[tuple(v.to(activations.device) for v in place)].float().cpu().numpy()
-    wrong = np.flatnonzero(np.abs(found - won.score) > TOLERANCE * np.abs(won.score))
+    scale = max(float(activations.abs().max()), float(np.abs(won.score).max(initial=0)))
+    wrong = np.flatnonzero(np.abs(found - won.score) > TOLERANCE * scale)
     if len(wrong):
         at = wrong[0]
         raise IntegrityError(

@@ -8,12 +8,12 @@ deconvolution needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from zfscale.analyses import Context, Output, Pass, View, _switches
 from zfscale.analyses._predictions import join, no_predictions, predict
@@ -32,6 +32,14 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         default=None,
         description="Module names; left out, every convolution after its rectification.",
     )
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError("name at least one layer, and each layer once")
+        return names
+
     top_k: int = Field(default=9, ge=1, le=1000, description="Images kept for every feature.")
 
 
@@ -61,16 +69,11 @@ class Scan:
         done = view.done("scan")
         if any(task.id not in done for task in tasks):
             return tasks
-        seen: set[str] = set()
-        planned = []
-        for task, images in zip(tasks, view.ranges, strict=True):
-            outcomes = done[task.id]("outcomes")
-            ok = outcomes["status"] == Status.OK
-            ids, places = outcomes["id"][ok], outcomes["index"][ok]
-            copies = tuple(int(at) for at, id_ in zip(places, ids, strict=True) if id_ in seen)
-            seen.update(ids)
-            planned.append(Task("scan", images.without(copies)) if copies else task)
-        return planned
+        copies = _copies(done[task.id]("outcomes") for task in tasks)
+        return [
+            Task("scan", images.without(places)) if places else task
+            for task, images, places in zip(tasks, view.ranges, copies, strict=True)
+        ]
 
     def run(self, context: Context, _: Task) -> Output:
         """Scan the images of one task: its winners, sums and predictions."""
@@ -119,6 +122,24 @@ class Scan:
             yield FEATURES, _named(layer.name, {"feature": np.arange(layer.channels)} | columns)
             yield WINNERS, _final(view, layer, best[layer.name])
             start = stop
+
+
+def _copies(outcomes: Iterable[Columns]) -> list[tuple[int, ...]]:
+    """For each task the positions of images that an earlier task has: 24 bytes an image."""
+    ids, places, owners = [], [], []
+    for owner, rows in enumerate(outcomes):
+        ok = rows["status"] == Status.OK
+        who = Identity.of(rows["id"][ok].tolist(), [None] * int(ok.sum()))
+        ids.append(np.stack([who.high, who.low], axis=1))
+        places.append(np.asarray(rows["index"][ok]))
+        owners.append(np.full(len(who), owner))
+    every, place, owner_of = (np.concatenate(parts) for parts in (ids, places, owners))
+    order = np.lexsort((owner_of, every[:, 1], every[:, 0]))
+    again = order[1:][(every[order[1:]] == every[order[:-1]]).all(1)]
+    copies: list[list[int]] = [[] for _ in ids]
+    for at in again.tolist():
+        copies[owner_of[at]].append(int(place[at]))
+    return [tuple(sorted(positions)) for positions in copies]
 
 
 def _named(layer: str, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

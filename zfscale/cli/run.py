@@ -58,7 +58,7 @@ def run(
     from zfscale import driver, progress, view  # heavy: a wrong job file is told before
 
     with resumable(), progress.shown(sys.stderr, as_json) as report:
-        setup = view.resolve(wanted)
+        setup = view.resolve(wanted, _device_of(address) if address else view.local_device)
         summary = driver.run(setup, _executor(address, serial), report)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
@@ -100,6 +100,13 @@ def train(job_file: str, overrides: tuple[str, ...]) -> None:
 
 def _tell(epoch: object) -> None:
     click.echo(json.dumps(asdict(epoch)), err=True)  # type: ignore[call-overload]
+
+
+def _device_of(address: str) -> Callable[[], str]:
+    """The machine that plans often has no GPU while the cluster has: ask the cluster."""
+    from zfscale.cluster import capacity
+
+    return lambda: capacity.device(address)
 
 
 def _executor(address: str | None, serial: bool) -> Callable[[Setup], Executor]:

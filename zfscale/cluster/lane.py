@@ -36,7 +36,7 @@ class Lane:
         self.actor = actor
         self._starting = starting
         self._flight: deque[tuple[Any, Attempt]] = deque()
-        self._since = 0.0
+        self._since = time.monotonic()
 
     @property
     def started(self) -> bool:
@@ -57,8 +57,8 @@ class Lane:
 
     @property
     def seconds(self) -> float:
-        """How long the oldest task can have been running; 0 where there is none."""
-        return time.monotonic() - self._since if self._flight else 0.0
+        """How long what is awaited can have been running; 0 where there is nothing."""
+        return 0.0 if self.awaited is None else time.monotonic() - self._since
 
     def ready(self) -> None:
         """The process has started."""

@@ -6,16 +6,18 @@ Knows processes, attempts and time limits; not what a task computes nor what its
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from zfscale.cluster.capacity import fitting, inventory, nodes, words
 from zfscale.cluster.host import Factory, Host, load_worker
 from zfscale.cluster.lane import Attempt, Lane
 from zfscale.cluster.session import session
-from zfscale.errors import ZfscaleError
+from zfscale.errors import UsageError, ZfscaleError
 from zfscale.records import Failure, Receipt, Task
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 
 POLL = 1.0
 """Seconds between looks at the clock while no task ends."""
+START_NOTICE = 30.0
+"""Seconds after which a worker that has not started is worth a warning."""
+START_LIMIT = 1200.0
+"""Seconds without any started worker: machines that start on demand take minutes."""
 
 
 class RayPool:
@@ -33,8 +39,11 @@ class RayPool:
     Whatever happens to a process, each task is answered: by its receipt, or by a Failure once
     it has used up its `attempts`. A death of the process, an exception, and running longer
     than `task_timeout` seconds cost one attempt each, and the process. What else the process
-    had in flight is not charged. A ZfscaleError is the
-    same on every attempt: it ends `execute` as itself.
+    had in flight is not charged. A ZfscaleError is the same on every attempt: it ends `execute`
+    as itself.
+
+    Workers that find no room wait for it while others work. If for `START_LIMIT` seconds there
+    is none at all, `execute` raises a ZfscaleError that says what each needs.
     """
 
     def __init__(
@@ -47,22 +56,28 @@ class RayPool:
         task_timeout: float = 3600,
         factory: Factory = load_worker,
     ) -> None:
-        """`workers` None is as many as there are GPUs, or `setup.threads` cores, for them.
+        """`workers` None is as many as fit now: `setup.threads` cores each, and their GPUs.
 
-        `gpus_per_worker` None is one where the device of `setup` is cuda, else none.
+        `gpus_per_worker` None is one where the device of `setup` is cuda, else none. Raises
+        UsageError where embedded Ray has no room for any: nothing will be added to it.
         """
         if gpus_per_worker is None:
             gpus_per_worker = 1 if setup.device == "cuda" else 0
         self._attempts = attempts
         self._task_timeout = task_timeout
+        self._notice_due = True
         self._lanes: list[Lane] = []
         self._failed_starts = 0
         self._open = ExitStack()
-        cpus = (workers or 0) * setup.threads
+        cpus = (workers or 1) * setup.threads
         self._ray = self._open.enter_context(session(address, at_least_cpus=cpus))
-        self._workers = workers or _fitting(
-            self._ray.cluster_resources(), setup.threads, gpus_per_worker
-        )
+        self._need = {"CPU": setup.threads, "GPU": gpus_per_worker}
+        room = fitting(nodes(self._ray), self._need)
+        if address is None and not room:
+            lacking = self._lacking()
+            self.close()
+            raise UsageError(f"device: {setup.device}: a worker does not fit: {lacking}")
+        self._workers = workers or max(1, room)
         host = self._ray.remote(
             num_cpus=setup.threads,
             num_gpus=gpus_per_worker,
@@ -80,10 +95,12 @@ class RayPool:
     def execute(self, tasks: Iterable[Task]) -> Iterator[Receipt | Failure]:
         """Yield one receipt or failure per task as they come. `tasks` is read as it is needed."""
         backlog = _Backlog(tasks)
+        self._served = time.monotonic()
         try:
             while backlog or any(lane.load for lane in self._lanes):
                 self._hand_out(backlog)
                 yield from self._answers(backlog)
+                self._watch_starts()
         finally:
             self._drop([lane for lane in self._lanes if lane.load])
 
@@ -114,9 +131,34 @@ class RayPool:
         for reference in ready:
             yield from self._settle(awaited.pop(reference), backlog)
         for lane in awaited.values():
-            if lane.seconds > self._task_timeout:
+            if lane.started and lane.seconds > self._task_timeout:
                 reason = f"ran longer than {self._task_timeout:g} s"
                 yield from self._failed(lane, reason, backlog)
+
+    def _watch_starts(self) -> None:
+        """Warn once of workers that do not start; give up where for long there has been none."""
+        starting = [lane for lane in self._lanes if not lane.started]
+        if len(starting) < len(self._lanes):
+            self._served = time.monotonic()
+        waited = time.monotonic() - self._served
+        if waited > START_LIMIT:
+            raise ZfscaleError(
+                f"no worker could start for {waited:.0f} s: {self._lacking()}; add such a node, or "
+                "set device and workers to what is there"
+            )
+        if self._notice_due and any(lane.seconds > START_NOTICE for lane in starting):
+            self._notice_due = False
+            log.warning(
+                "waiting for %d of %d workers: %s",
+                *(len(starting), len(self._lanes), self._lacking()),
+            )
+
+    def _lacking(self) -> str:
+        found, free = nodes(self._ray), self._ray.available_resources()
+        return (
+            f"each needs {words(self._need)} on one node, and Ray has {inventory(found)}, "
+            f"of which {words(free)} in all are free"
+        )
 
     def _settle(self, lane: Lane, backlog: _Backlog) -> Iterator[Receipt | Failure]:
         exceptions = self._ray.exceptions
@@ -154,13 +196,6 @@ class RayPool:
             backlog.put_back([replace(tried, number=tried.number + 1, alone=True)])
         else:
             yield Failure(tried.task.id, reason, tried.number)
-
-
-def _fitting(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """Workers that run at the same time on what Ray has."""
-    if gpus:
-        return max(1, int(resources.get("GPU", 0) / gpus))
-    return max(1, int(resources.get("CPU", 0)) // cpus)
 
 
 class _Backlog:

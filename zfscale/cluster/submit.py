@@ -1,6 +1,7 @@
 """A whole job sent to a cluster through Ray's job API, and what can be asked about it then.
 
-Knows what travels: the job file by its hash, this package, a fixed command line; no secrets.
+Knows what travels: the job file by its hash, this package, the module of a model that lies in
+the current directory, a fixed command line; no secrets.
 Not what the job does: on the cluster it is an ordinary `zfscale run`.
 """
 
@@ -11,6 +12,7 @@ import hashlib
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,12 +77,15 @@ def connect(address: str, insecure: bool = False) -> Client:
 def submit(client: Client, text: str, overrides: Sequence[str] = (), place: str = "job") -> str:
     """Start the job file `text` on the cluster and return the id of the submission.
 
-    The job is checked here first: what it names must mean the same on every machine.
+    The job is checked here first: what it names must mean the same on every machine. The module
+    of a model's factory goes along if it lies in the current directory.
     """
-    _check_paths(parse(text, place, tuple(overrides)), place)
+    job = parse(text, place, tuple(overrides))
+    _check_paths(job, place)
     name = f"job-{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, name).write_text(text, encoding="utf-8")
+        _add_module(job.model, Path(folder))
         # The directory and the package are uploaded here, each under the hash of its content.
         submission: str = client.submit_job(
             entrypoint=shlex.join(_command(name, overrides)),
@@ -135,6 +140,24 @@ def wait(client: Client, submission: str) -> JobState:
     while not (now := state(client, submission)).over:
         time.sleep(POLL)
     return now
+
+
+def _add_module(model: str | None, folder: Path) -> None:
+    """Copy the file or the whole package of `package.module:factory`, if it lies here.
+
+    Driver and workers start in the copy of `folder`, and so find it. What does not lie here has
+    to be installed on the cluster.
+    """
+    module = (model or "").partition(":")[0]
+    if module in ("", "zfscale", "torchvision"):
+        return
+    inside = Path(*module.split("."))
+    file = inside.with_suffix(".py")
+    if (inside / "__init__.py").is_file() or (len(inside.parts) > 1 and file.is_file()):
+        package = inside.parts[0]
+        shutil.copytree(package, folder / package)
+    elif file.is_file():
+        shutil.copy(file, folder)
 
 
 def _command(name: str, overrides: Sequence[str]) -> list[str]:

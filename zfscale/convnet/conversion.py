@@ -6,6 +6,7 @@ so that positional and keyword arguments bind as they do in torch. Knows nothing
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,10 @@ def of_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     converter = _METHODS.get(function) if isinstance(function, str) else _FUNCTIONS.get(function)
     if converter is None:
         return ops.Opaque(_BOOLEAN_DISPATCH.get(function, name))
+    try:
+        inspect.signature(converter).bind(*args, **kwargs)
+    except TypeError:  # Torch takes more arguments than are understood here, such as a dtype.
+        return ops.Opaque(name)
     return converter(*args, **kwargs)
 
 
@@ -105,8 +110,8 @@ def _average_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> ops.Operation:
-    if divisor_override is not None:
-        return ops.Opaque("average pooling with a divisor of its own")
+    if input.ndim != 4 or divisor_override is not None:
+        return ops.Opaque("average pooling of another shape or with a divisor of its own")
     kernel = _pair(kernel_size)
     window = ops.Sliding(kernel, _pair(stride) if stride else kernel, _pair(padding))
     size = input.shape[2:]
@@ -119,6 +124,8 @@ def _average_pool(
 
 
 def _adaptive_average_pool(input: Tensor, output_size: Any) -> ops.Operation:  # noqa: A002
+    if input.ndim != 4:
+        return ops.Opaque(f"adaptive average pooling of {input.ndim} dimensions")
     size = input.shape[2:]
     wanted = (output_size,) * 2 if output_size is None else output_size
     wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
@@ -183,6 +190,8 @@ def _concatenation(tensors: Any, dim: int = 0) -> ops.Operation:
 
 
 def _reshape(input: Tensor, *shape: Any) -> ops.Operation:  # noqa: A002
+    if any(isinstance(part, torch.dtype) for part in shape):
+        return ops.Opaque("view as another type")
     out = input.reshape(*shape)
     if out.shape == input.shape:
         return ops.Same()

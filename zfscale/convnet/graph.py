@@ -165,7 +165,8 @@ class _Recorder(fx.Interpreter):
         if n.op == "placeholder":
             operation = ops.Input()
         elif n.op == "call_module":
-            operation = conversion.of_module(self.fetch_attr(str(n.target)), args[0])
+            x = next(iter((*args, *kwargs.values())), None)
+            operation = conversion.of_module(self.fetch_attr(str(n.target)), x)
         elif n.op in {"call_function", "call_method"} and inputs:
             operation = conversion.of_function(n.target, args, kwargs)
         if len(inputs) > 1 and not isinstance(operation, ops.Add | ops.Concatenation | ops.Opaque):

@@ -170,8 +170,9 @@ class Network:
                 [-mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True)],
             )
         )
-        image = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
-        return torch.addcmul(bias, image, gain)
+        # Rearranged last: with its three channels innermost, each step would take twice as long.
+        image = pixels.to(self.device).float().mul_(gain).add_(bias)
+        return image.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward(

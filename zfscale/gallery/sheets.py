@@ -43,7 +43,7 @@ def images_and_patches(site: Site) -> Iterator[File]:
             for at, index, rank, box in places[image]:
                 layer = site.layers[at]
                 if rank < layer.shown:
-                    patch = cut(pixels, box, site.results.mean_colour)
+                    patch = cut(pixels, box, site.results.preprocessing.mean_colour)
                     spools[at][index, rank] = pictures.fit(patch, layer.tile)
             return _file(site.image(image), pixels)
 

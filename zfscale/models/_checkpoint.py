@@ -56,14 +56,15 @@ def initialise(module: nn.Module) -> None:
 def read(path: str | Path) -> State:
     """The state dict of a local file, names without the `module.` of a DataParallel wrapper.
 
-    A `.safetensors` file, or one that torch.save wrote: the state dict itself, or a checkpoint
-    that holds it under "state_dict" or "model". Code in a pickle is never run.
+    A safetensors file, or one that torch.save wrote: the state dict itself, or a checkpoint
+    that holds it under "state_dict" or "model". Code in a pickle is never run. The content
+    decides which it is: the local copy of a URL has a name without an ending.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"weights: {path}: there is no such file; give a file or seed:N")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -76,6 +77,16 @@ def read(path: str | Path) -> State:
             f"for reading it would run its code"
         ) from error
     return _unwrap(content, path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as the format says: the length of a JSON object, and that object.
+
+    The first bytes of a pickle or a ZIP archive, taken for that length, are more than any file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(1) == b"{" and 8 + length <= path.stat().st_size
 
 
 def _unwrap(content: Any, path: Path) -> State:

@@ -77,9 +77,7 @@ def find(
     for name, places in sorted(by_format.items()):
         for shard in _module(name).shards(places):
             _check_name(shard.uri)
-            # A class folder may also be given by itself: the one that knows its class stays.
-            if shard.uri not in unique or unique[shard.uri].label is None:
-                unique[shard.uri] = shard
+            unique[shard.uri] = shard
     return [unique[uri] for uri in sorted(unique)]
 
 

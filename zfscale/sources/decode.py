@@ -146,7 +146,7 @@ def _pillow(data: bytes, kind: str, preprocessing: Preprocessing) -> torch.Tenso
             _check_size(*image.size)
             if image.has_transparency_data:
                 rgba = image.convert("RGBA")
-                rgb = Image.new("RGB", image.size, _mean_colour(preprocessing))
+                rgb = Image.new("RGB", image.size, preprocessing.mean_colour)
                 rgb.paste(rgba, mask=rgba.getchannel("A"))
             else:
                 rgb = image.convert("RGB")
@@ -156,14 +156,6 @@ def _pillow(data: bytes, kind: str, preprocessing: Preprocessing) -> torch.Tenso
         reason = Reason.TRUNCATED if "truncated" in str(error).lower() else Reason.CORRUPT
         raise Quarantine(reason, f"{type(error).__name__}: {error}") from error
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-
-
-def _mean_colour(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    """The colour that the preprocessing turns into zero, as RGB."""
-    red, green, blue = (
-        round(min(max(mean / preprocessing.scale, 0), 255)) for mean in preprocessing.mean
-    )
-    return (red, green, blue) if preprocessing.order == "RGB" else (blue, green, red)
 
 
 def _resize_and_crop(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

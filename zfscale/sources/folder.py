@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from zfscale.errors import UsageError
 from zfscale.records import ImageRef, Reason, Sample, Shard
@@ -32,29 +33,56 @@ class _Labels:
         return self.in_order[index] if index < len(self.in_order) else None
 
 
+class _Kind(IntEnum):
+    """What a shard is made of. Of two that hold a file, the one of the smaller kind keeps it."""
+
+    CLASS = 0
+    FLAT = 1
+    GLOB = 2
+    FILE = 3
+
+
 def shards(places: Sequence[Place]) -> list[Shard]:
-    """Shards per class folder, flat folder, glob and single file."""
+    """Shards per class folder, flat folder, glob and single file; no file is in two of them."""
     _list.cache_clear()
     _labels.cache_clear()
+    groups = _without_overlap(places)
+    numbers = _numbers([uri for kind, uri in groups if kind is _Kind.CLASS])
     found: list[Shard] = []
-    class_folders: dict[str, list[Entry]] = {}
-    for place in places:
-        if place.kind != "folder":
-            found.append(_shard(place.uri, list(place.files)))
-            continue
-        flat: list[Entry] = []
-        for entry in place.files:
-            inner, slash, _ = entry.uri[len(place.uri) :].lstrip("/").partition("/")
-            home = class_folders.setdefault(f"{place.uri}/{inner}", []) if slash else flat
-            home.append(entry)
-        if flat:
-            found.append(_flat(place.uri, flat))
-    numbers = _numbers(class_folders)
-    found += [
-        _shard(uri, entries, label=numbers[files.name(uri)])
-        for uri, entries in class_folders.items()
-    ]
+    for (kind, uri), entries in groups.items():
+        if kind is _Kind.CLASS:
+            found.append(_shard(uri, entries, label=numbers[files.name(uri)]))
+        elif kind is _Kind.FLAT:
+            found.append(_flat(uri, entries))
+        else:
+            found.append(_shard(uri, entries))
     return found
+
+
+def _without_overlap(places: Sequence[Place]) -> dict[tuple[_Kind, str], list[Entry]]:
+    """The files of each shard to be, by its kind and URI, whatever the order of the places."""
+    groups: dict[tuple[_Kind, str], dict[str, Entry]] = {}
+    for place in places:
+        for entry in place.files:
+            groups.setdefault(_home(place, entry), {})[entry.uri] = entry
+    taken: set[str] = set()
+    left: dict[tuple[_Kind, str], list[Entry]] = {}
+    for home in sorted(groups):  # A folder comes before those in it.
+        entries = [entry for uri, entry in groups[home].items() if uri not in taken]
+        taken.update(groups[home])
+        if len(entries) == len(groups[home]):
+            left[home] = entries
+        else:  # A shard is listed again by its name alone: the rest of one has none.
+            left |= {(_Kind.FILE, entry.uri): [entry] for entry in entries}
+    return left
+
+
+def _home(place: Place, entry: Entry) -> tuple[_Kind, str]:
+    """The shard that a file of a place belongs to."""
+    if place.kind != "folder":
+        return _Kind[place.kind.upper()], place.uri
+    inner, below, _ = entry.uri[len(place.uri) :].lstrip("/").partition("/")
+    return (_Kind.CLASS, f"{place.uri}/{inner}") if below else (_Kind.FLAT, place.uri)
 
 
 def _shard(uri: str, entries: Sequence[Entry], label: int | None = None) -> Shard:

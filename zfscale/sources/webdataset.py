@@ -166,7 +166,9 @@ def _groups(members: Iterator[tarfile.TarInfo | Reason]) -> Iterator[_Group | Re
 def _sample(index: int, group: _Group, uri: str, size: int, file: BinaryIO) -> Sample:
     image = _image(group)
     if image is None:
-        return Sample(index, group.key, None, ImageRef(uri), reason=Reason.NO_IMAGE)
+        # Keys may come again, so what tells such samples apart is where they begin.
+        ref = ImageRef(uri, next(iter(group.members.values())).offset_data)
+        return Sample(index, group.key, None, ref, reason=Reason.NO_IMAGE)
     reason = None
     if image.name.startswith("/") or ".." in image.name.split("/"):
         reason = Reason.UNSAFE_NAME

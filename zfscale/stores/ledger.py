@@ -56,7 +56,8 @@ class Ledger:
         writer = uuid.uuid4().hex
         if old is None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            state = Manifest(0, writer, run_id(fingerprint), now, RUNNING, fingerprint)
+            id_ = run_id(fingerprint, stages)
+            state = Manifest(0, writer, id_, now, RUNNING, fingerprint)
         else:
             _same(storage, "", old.fingerprint, fingerprint)
             begun = {task.rpartition("-")[0] for task in old.tasks} & set(stages)
@@ -149,9 +150,11 @@ class Ledger:
         run.write(self.storage, state)
 
 
-def run_id(fingerprint: Mapping[str, Any]) -> str:
-    """The id of a run: 16 hex digits of its fingerprint, so that equal runs have equal tables."""
-    text = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
+def run_id(fingerprint: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
+    """The id of a run: 16 hex digits of what it was begun with, so that equal runs have equal
+    tables, and those of another collection can be told apart.
+    """
+    text = json.dumps([fingerprint, stages], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -70,7 +70,9 @@ def check_accounting(storage: Storage, manifest: Manifest) -> Counts:
 
     Raises IntegrityError where they differ: an image would have vanished, or come from nowhere.
     """
-    recorded = Counts(**manifest.facts.get("counts", {}))
+    if "counts" not in manifest.facts:
+        return Counts()  # nothing was scanned to its end yet
+    recorded = Counts(**manifest.facts["counts"])
     found: Counter[str] = Counter()
     if any(path.startswith("images/") for path in manifest.published):
         for batch in open_dataset(storage, "images").to_batches(columns=["status"]):

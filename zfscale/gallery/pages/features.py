@@ -76,7 +76,7 @@ def pages(site: Site) -> Iterator[Page]:
                 "previous_layer": before,
                 "next_layer": after,
                 "seen": [_seen(site, layer, winner) for winner in feature.winners],
-                "padding": "rgb({},{},{})".format(*site.results.mean_colour),
+                "padding": "rgb({},{},{})".format(*site.results.preprocessing.mean_colour),
                 "columns": pictures.side(layer.kept),
                 "histograms": [(h, getattr(feature, name)) for name, h in histograms.items()],
             }

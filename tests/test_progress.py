@@ -47,8 +47,9 @@ def test_a_log_gets_one_json_object_a_line() -> None:
 def test_each_stage_has_a_pace_of_its_own_and_none_before_its_first_image() -> None:
     stream = io.StringIO()
     report = JsonLines(stream, clock=iter(range(0, 1000, 50)).__next__)
-    for stage, images, done, seconds in [("scan", 100, 90, 9.0), ("switches", 8, 0, 0.5),
-                                         ("deconvolve", 40, 4, 0.0), ("deconvolve", 30, 30, 2.0)]:  # fmt: skip
+    stages = [("scan", 100, 90, 9.0), ("switches", 8, 0, 0.5)]
+    stages += [("deconvolve", 40, 4, 0.0), ("deconvolve", 30, 30, 2.0)]
+    for stage, images, done, seconds in stages:
         report(StageBegun(stage, 4, images))
         report(Progressed(stage, 1, done, COUNTS, seconds))
     lines = [json.loads(line) for line in stream.getvalue().splitlines()][1::2]

@@ -16,7 +16,7 @@ import pytest
 
 from zfscale import driver, job, view
 from zfscale.datasets import parts
-from zfscale.errors import FingerprintMismatch, IntegrityError, UsageError
+from zfscale.errors import FingerprintMismatch, IntegrityError, UnsupportedOperation, UsageError
 from zfscale.feed import Feed
 from zfscale.records import Counts, Failure, Receipt, Task
 from zfscale.stores import manifest
@@ -267,3 +267,50 @@ def test_deconvolve_alone_says_what_it_needs(shards, tmp_path) -> None:
     spec = _spec(tmp_path / "run", shards, analyses={"deconvolve": {}})
     with pytest.raises(UsageError, match="deconvolve works on the results of scan"):
         _run(spec)
+
+
+def test_damaged_descriptions_heal(shards, clean, tmp_path) -> None:
+    spec = _spec(tmp_path / "run", shards)
+    _run(spec)
+    (tmp_path / "run/run.json").write_text("{}")
+    for group in ("switches.zarr/zarr.json", "projections.zarr/conv2/zarr.json"):
+        path = tmp_path / "run" / group
+        path.write_bytes(path.read_bytes().replace(b"zarr_format", b"zarr_formAt"))
+    assert _run(spec) == clean
+    assert '"complete"' in (tmp_path / "run/run.json").read_text()
+
+
+def test_files_of_others_are_never_touched(shards, tmp_path) -> None:
+    mine = tmp_path / "run/images/holiday.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"precious")
+    with pytest.raises(UsageError, match=r"is no run, and holds images/holiday\.jpg"):
+        _run(_spec(tmp_path / "run", shards))
+    mine.unlink()
+    spec = _spec(tmp_path / "run", shards)
+    _run(spec)
+    notes = tmp_path / "run/winners/notes.csv"
+    notes.write_text("precious")
+    next((tmp_path / "run/winners").glob("layer=conv3/*.parquet")).unlink()
+    _run(spec)
+    assert notes.read_text() == "precious"
+    with pytest.raises(UsageError, match="lie one inside the other"):
+        _run(_spec(shards / "run", shards, images=str(shards)))
+    with pytest.raises(UsageError, match="leave images out of a job that does not scan"):
+        _run({**spec, "images": spec["images"][:1], "analyses": {"deconvolve": {}}})
+
+
+def test_what_cannot_be_deconvolved_is_told_before_the_scan(shards, tmp_path, monkeypatch) -> None:
+    (tmp_path / "soft.py").write_text(
+        "from torch import nn\n"
+        "from zfscale.records import Preprocessing\n"
+        "def build():\n"
+        "    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 3))\n"
+        "    return net, Preprocessing(16, (16, 16), (127.0,) * 3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = _spec(tmp_path / "run", shards, model="soft:build")
+    with pytest.raises(UnsupportedOperation, match=r"[Ss]oftmax"):
+        _run(spec)
+    assert not list((tmp_path / "run").glob("segments/*/*"))
+    _run({**spec, "analyses": {"scan": {"top_k": 3}}})

@@ -127,7 +127,7 @@ def test_padding_of_a_network_that_reads_bgr(tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     record["preprocessing"] |= {"order": "BGR", "scale": 0.5, "mean": [10.0, 20.0, 30.0]}
     (run / "run.json").write_text(json.dumps(record))
-    assert zfscale.open(str(run)).mean_colour == (60, 40, 20)
+    assert zfscale.open(str(run)).preprocessing.mean_colour == (60, 40, 20)
 
 
 def test_switches(run: Path) -> None:
@@ -187,6 +187,15 @@ def test_unfinished_and_damaged_run(tmp_path: Path) -> None:
         zfscale.open(str(run))
     (run / "run.json").write_text('{"status": ')
     with pytest.raises(IntegrityError, match="damaged"):
+        zfscale.open(str(run))
+
+
+def test_run_without_a_scan(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    del record["layers"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="has no scan"):
         zfscale.open(str(run))
 
 

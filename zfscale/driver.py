@@ -45,8 +45,11 @@ def run(setup: Setup, executor: Callable[[Setup], Executor], report: Report) -> 
     for note in view.notes:
         report(Note(note, Level.WARNING))
     workers = _Workers(setup, executor)
+    steps = passes(setup.job).values()
+    for step in steps:
+        step.check(view)  # what cannot be done is told before hours of work
     try:
-        for step in passes(setup.job).values():
+        for step in steps:
             _carry_out(step, view, workers, report)
     finally:
         workers.close()
@@ -154,7 +157,7 @@ def _check_complete(task: Task, receipt: Receipt) -> None:
 
 def _check_finite(counts: Counts, plan: Sequence[Task]) -> None:
     total = sum(task.size for task in plan)
-    if counts.non_finite > NON_FINITE_LIMIT * total:
+    if counts.non_finite > max(1, NON_FINITE_LIMIT * total):  # one image is no evidence
         raise NonFiniteActivations(
             f"{counts.non_finite} of {counts.images} images so far gave NaN or Inf activations, "
             f"more than {NON_FINITE_LIMIT:.0%} of {total}: check the weights and the "

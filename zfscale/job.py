@@ -25,7 +25,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str = Field(description="Directory or URL of the results.")
+    run: str = Field(min_length=1, description="Directory or URL of the results.")
     model: str | None = Field(
         default=None,
         description="zfscale:NAME, torchvision:NAME[@WEIGHTS] or package.module:factory.",
@@ -59,6 +59,7 @@ class Job(BaseModel):
     )
     analyses: dict[str, dict[str, Any]] = Field(
         default_factory=_main_job,
+        min_length=1,
         description="Analyses in their order, each with its options; {} is enough.",
     )
 
@@ -72,6 +73,15 @@ class Job(BaseModel):
     def _null_is_empty(cls, value: Any) -> Any:
         if isinstance(value, dict):
             return {name: {} if options is None else options for name, options in value.items()}
+        return value
+
+    @field_validator("run", "images")
+    @classmethod
+    def _no_chains(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        places = (value,) if isinstance(value, str) else value
+        for place in places:
+            if not place or ("::" in place and "://" not in place):
+                raise ValueError(f"expected a path or a URL, not {place!r}")
         return value
 
     @field_validator("workers")
@@ -110,7 +120,7 @@ def parse_as(
     """As `parse`, for a job file of another kind."""
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{place}: expected keys such as model, images; found {data!r:.80}")
@@ -151,5 +161,5 @@ def _override(data: dict[str, Any], override: str) -> None:
         place = child
     try:
         place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {override}: the value is not valid YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"--set {override}: the value is not valid YAML: {error}") from error

@@ -10,21 +10,18 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-import zfscale
-from zfscale import analyses, models, sources
+from zfscale import analyses, sources
 from zfscale.analyses import Pass, Published, Rows
-from zfscale.convnet.network import Network
 from zfscale.errors import UsageError
+from zfscale.fingerprint import fingerprint
 from zfscale.job import Job
 from zfscale.records import (
     Block,
@@ -42,6 +39,7 @@ from zfscale.records import (
 )
 from zfscale.sources import classes, files
 from zfscale.stores import arrays, run, segments, tables
+from zfscale.stores import manifest as manifests
 from zfscale.stores.ledger import Ledger
 from zfscale.stores.storage import open_storage
 from zfscale.worker import Setup, load_network
@@ -53,8 +51,6 @@ TASK_IMAGES = (128, 1024)
 """Images in a task, at least and at most: seconds to a minute of work."""
 TASKS = 16
 """A small collection is cut into about so many tasks, so that all workers share it."""
-LIBRARIES = ("numpy", "pillow", "torch", "torchvision")
-"""Libraries whose version may change a result."""
 COMPLETE = "complete"
 
 
@@ -78,11 +74,10 @@ def _remembered(job: Job) -> Job:
     job = job.model_copy(update={"run": files.canonical(job.run)})
     storage = open_storage(job.run)
     said = job.model_dump(include=job.model_fields_set | {"run", "analyses"})
-    if storage.exists(run.PATH):
-        remembered = {**run.read(storage).facts["spec"]}
-        remembered.pop("analyses")
-        said = remembered | said
-    job = Job.model_validate(said)
+    known, _ = manifests.latest(storage)
+    remembered = {} if known is None else dict(known.facts["spec"])
+    remembered.pop("analyses", None)
+    job = Job.model_validate(remembered | said)
     for key in ("model", "images"):
         if not getattr(job, key):
             raise UsageError(f"{key}: missing, and there is no run at {job.run} that knows it")
@@ -92,7 +87,16 @@ def _remembered(job: Job) -> Job:
         for key, value in (("weights", job.weights), ("classes", job.classes))
         if value is not None and not value.startswith("seed:")
     }
-    return job.model_copy(update=places | named)
+    job = job.model_copy(update=places | named)
+    if "scan" not in job.analyses and remembered.get("images", job.images) != list(job.images):
+        raise UsageError(
+            f"images: {job.run} holds a scan of {remembered['images']}; leave images out of a "
+            "job that does not scan"
+        )
+    for place in job.images:
+        if f"{job.run}/".startswith(f"{place}/") or place.startswith(f"{job.run}/"):
+            raise UsageError(f"run: {job.run} and the images at {place} lie one inside the other")
+    return job
 
 
 def cut(shards: Sequence[Shard], batch: int) -> list[ImageRange]:
@@ -116,14 +120,17 @@ class RunView:
         self.batch = setup.job.batch
         self.network = load_network(setup.job, "cpu")
         self.storage = open_storage(setup.job.run)
+        self._known, _ = manifests.latest(self.storage)
+        if self._known is None:
+            run.check_unclaimed(self.storage, ("images", "features", "winners", "segments"))
         self.ledger = Ledger.open(
-            self.storage, _fingerprint(setup, self.network), self._stages(), self._facts()
+            self.storage, fingerprint(setup, self.network), self._stages(), self._facts()
         )
         # A damaged file is as good as work that was never done.
         damage = self.ledger.verify()
         self.notes = (*self.ledger.notes, *(f"{each}: done again" for each in damage))
         self._lost = {each.task for each in damage}
-        self._stale = {each.file.path.partition("/")[0] for each in damage if each.task is None}
+        self._damaged = {each.file.path for each in damage if each.task is None}
 
     @cached_property
     def shards(self) -> Sequence[Shard]:
@@ -138,6 +145,11 @@ class RunView:
     def ranges(self) -> Sequence[ImageRange]:
         """The collection cut into tasks' worth of images."""
         return cut(self.shards, self.batch)
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of the layers that are, or will be, scanned."""
+        return [layer["name"] for layer in self.ledger.manifest.facts.get("layers", [])]
 
     @property
     def committed(self) -> set[str]:
@@ -193,9 +205,12 @@ class RunView:
         specs = step.arrays(self)
         names = own | {array.path.partition("/")[0] for array in specs}
         known = self.ledger.manifest.facts
-        if all(known.get(key) == value for key, value in facts.items()) and not names & self._stale:
+        damaged = {path for path in self._damaged if path.partition("/")[0] in names}
+        if all(known.get(key) == value for key, value in facts.items()) and not damaged:
             return False
         self.ledger.commit(withdrawn=sorted(own), facts={name: None})
+        for path in damaged:
+            self.storage.delete(path)
         written = [file for array in specs for file in arrays.create(self.storage, array)]
         for file in self._write(step, tasks):
             if file.path in {earlier.path for earlier in written}:
@@ -204,7 +219,7 @@ class RunView:
         for table in sorted(own):
             tables.remove_stale(self.storage, table, written)
         self.ledger.commit(published=written, facts=facts)
-        self._stale -= names
+        self._damaged -= damaged
         return True
 
     def classification_error(self) -> tuple[float | None, float | None]:
@@ -257,21 +272,18 @@ class RunView:
             for step in analyses.load(name).passes(options):
                 stages[step.name] = options.model_dump(mode="json")
                 if step.over_collection:
-                    stages[step.name]["list of images"] = self._images_digest()
+                    listed = json.dumps([asdict(shard) for shard in self.shards]).encode()
+                    digest = hashlib.sha256(listed).hexdigest()
+                    stages[step.name]["list of images"] = f"{len(self.shards)} shards, {digest}"
         return stages
-
-    def _images_digest(self) -> str:
-        text = json.dumps([asdict(shard) for shard in self.shards])
-        return f"{len(self.shards)} shards, {hashlib.sha256(text.encode()).hexdigest()}"
 
     def _facts(self) -> dict[str, Any]:
         """What run.json says of the job, for readers of the results."""
         spec = self.job.model_dump(mode="json")
         facts: dict[str, Any] = {"preprocessing": asdict(self.network.preprocessing)}
         facts["untraceable"] = self.network.untraceable
-        if self.storage.exists(run.PATH):
-            before = run.read(self.storage).facts
-            spec["analyses"] = before["spec"]["analyses"] | spec["analyses"]
+        if self._known is not None:
+            spec["analyses"] = self._known.facts["spec"]["analyses"] | spec["analyses"]
         if "scan" in self.job.analyses:
             layers = self.network.choose(self.job.analyses["scan"].get("layers"))
             facts["layers"] = [asdict(layer) for layer in layers]
@@ -284,25 +296,5 @@ class RunView:
         return sources.class_names(self.shards)
 
 
-def _device(setup: Setup) -> str:
-    """The class of device that promises equal bytes."""
-    if setup.device == "cuda":
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
 def _table_of(item: Published) -> Table | None:
     return None if isinstance(item, Block) else item[0]
-
-
-def _fingerprint(setup: Setup, network: Network) -> dict[str, Any]:
-    """What must stay as it is for a run to go on: see docs/formats.md."""
-    return {
-        "model": setup.job.model,
-        "network": models.fingerprint(network),
-        "preprocessing": asdict(network.preprocessing),
-        "batch": setup.job.batch,
-        "device": _device(setup),
-        "threads": setup.threads,
-        "versions": {"zfscale": zfscale.__version__} | {name: version(name) for name in LIBRARIES},
-    }

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import fsspec
+import torch
 
 from zfscale import analyses, models
 from zfscale.analyses import Batch, Output, Pass
@@ -65,6 +66,8 @@ class Worker:
     """A loaded model and its analyses. `run` may be called for any task, any number of times."""
 
     def __init__(self, setup: Setup) -> None:
+        if setup.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device: cuda: there is no GPU that torch can use; use auto or cpu")
         set_determinism(setup.threads)
         self.setup = setup
         self.storage = open_storage(setup.job.run)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,11 +70,11 @@ def _plain(module: nn.Module, layers: dict[str, str]) -> Callable[[torch.Tensor]
     return observe
 
 
-def _brute_force(network: Network, layers: dict[str, str], folder: Path) -> Truth:
+def _brute_force(network: Network, layers: dict[str, str], images: str) -> Truth:
     observe = _plain(network.module, layers)
     ids, labels = [], []
     maps: dict[str, list[np.ndarray]] = {}
-    for shard in sources.find([str(folder)]):
+    for shard in sources.find([images]):
         samples = list(sources.read(shard, 0, shard.images))
         ids += [image_id(sample.data) for sample in samples]
         labels += [sample.label for sample in samples]
@@ -93,15 +92,15 @@ def _brute_force(network: Network, layers: dict[str, str], folder: Path) -> Trut
 @pytest.fixture(scope="module", params=NETWORKS)
 def run(request, tmp_path_factory) -> tuple[Results, Network, Truth]:
     """A finished scan of three shards, the network, and all there is to know about it."""
-    folder = tmp_path_factory.mktemp("images")
-    parts.write(str(folder), count=34, seed=0, shard_size=13)
-    layers = NETWORKS[request.param]
+    folder = tmp_path_factory.mktemp("winners")
+    parts.write(folder / "images", count=34, seed=0, shard_size=13)
+    layers, images = NETWORKS[request.param], str(folder / "images")
     spec = {"run": str(folder / "run"), "model": request.param, "weights": "seed:0"}
-    spec |= {"images": str(folder / "*.tar"), "batch": BATCH}
+    spec |= {"images": images, "batch": BATCH}
     spec |= {"analyses": {"scan": {"layers": list(layers), "top_k": K}}}
     driver.run(view.resolve(job.Job.model_validate(spec)), Serial, lambda event: None)
     network = models.load(request.param, "seed:0")
-    return zfscale.open(spec["run"]), network, _brute_force(network, layers, folder)
+    return zfscale.open(spec["run"]), network, _brute_force(network, layers, images)
 
 
 def test_winners(run) -> None:

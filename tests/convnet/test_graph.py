@@ -134,6 +134,39 @@ def test_a_value_changed_in_place_is_the_changed_value_from_then_on():
     assert graph.nodes["add"].inputs == ("relu_",)
 
 
+class Unusual(nn.Module):
+    """Calls that torch accepts and hardly anybody writes."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.average, self.adaptive = nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
+        self.call = call
+
+    def forward(self, x):
+        return self.call(self, torch.relu(input=self.conv(input=x)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, x: x.mean((2, 3), dtype=torch.float32),
+        lambda m, x: torch.mean(x, axis=(2, 3), keepdims=True),
+        lambda m, x: torch.cat([x, x], axis=1),
+        lambda m, x: torch.reshape(x, shape=(2, -1)),
+        lambda m, x: x.view(size=(2, -1)),
+        lambda m, x: x.view(torch.int32),
+        lambda m, x: m.average(x.flatten(2)),
+        lambda m, x: m.adaptive(x.flatten(2)),
+    ],
+)
+def test_an_unusual_call_is_opaque_and_the_rest_is_understood(call):
+    graph = trace(Unusual(call), (3, 8, 8))
+    assert kinds(graph)[:3] == ["Input", "Convolution", "Rectification"]
+    assert graph.nodes["conv"].inputs == (graph.input,)
+    assert kinds(graph)[-1] == "Opaque"
+
+
 def test_what_it_does_not_know_is_opaque_and_keeps_its_name():
     vit = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32).eval()
     graph = trace(vit, (3, 32, 32))

@@ -8,15 +8,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+import badfiles
 import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from zfscale import results, sources
+from zfscale import driver, results, sources, view
 from zfscale.errors import ZfscaleError
 from zfscale.gallery import build
 from zfscale.gallery.pictures import fit, montage, to_grey
+from zfscale.job import Job
+from zfscale.worker import Serial
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
 write_run, Spec, Picture = make["write_run"], make["Spec"], make["Picture"]
@@ -188,6 +191,22 @@ def test_short_lists_without_labels(tmp_path: Path) -> None:
     assert page.text.count("no label") == 2
     assert "error" not in Markup(run / "gallery/index.html").text
     check_links(run / "gallery")
+
+
+def test_labels_without_names_are_numbers(tmp_path: Path) -> None:
+    """A run of the job itself, over a labelled tar with no class names beside it."""
+    writer = badfiles.TarWriter(tmp_path / "images.tar")
+    for number in range(6):
+        writer.sample(f"{number}.png", make["png"](number), 7 + number % 2)
+    writer.tar.close()
+    spec = {"run": str(tmp_path / "run"), "model": "zfscale:cifar", "weights": "seed:0"}
+    spec |= {"images": str(tmp_path / "images.tar"), "batch": 4}
+    spec |= {"analyses": {"scan": {"top_k": 2, "layers": ["conv1"]}}}
+    driver.run(view.resolve(Job.model_validate(spec)), Serial, lambda event: None)
+    assert results.Results(spec["run"]).classes is None
+    build(spec["run"])
+    page = Markup(tmp_path / "run" / "gallery" / "features" / "conv1" / "0000.html")
+    assert "class 7" in page.text or "class 8" in page.text
 
 
 def test_more_winners_than_a_montage_shows(tmp_path: Path) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 from torch import nn
 
 from zfscale import models
 from zfscale.errors import UsageError
-from zfscale.models import _zfscale, cifar
+from zfscale.job import Job
+from zfscale.models import _checkpoint, _zfscale, cifar
+from zfscale.worker import load_network
 
 SEEDED = "zfscale:cifar"
 
@@ -132,6 +139,25 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
     assert network.module.get_submodule("conv1").weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ""])
+def test_weights_at_a_url_are_told_by_their_content(name: str, ending: str, tmp_path: Path) -> None:
+    """What comes from a URL lies in a local file without an ending, and names may be wrong."""
+    content = state(7)
+    called = f"net/{name}{ending}"  # Each its own: local copies live as long as the process.
+    fsspec.filesystem("memory").pipe(
+        f"/{called}", Path(saved(tmp_path / name, content)).read_bytes()
+    )
+    spec = {"run": str(tmp_path), "model": SEEDED, "weights": f"memory://{called}"}
+    try:
+        network = load_network(Job.model_validate(spec | {"analyses": {"scan": {}}}), "cpu")
+    finally:
+        fsspec.filesystem("memory").rm("/net", recursive=True)
+    assert network.classes == 7
+    for key, value in network.module.state_dict().items():
+        assert torch.equal(value, content[key])
+
+
 def test_weights_that_ship_with_a_network_are_its_default(monkeypatch, tmp_path: Path) -> None:
     given = state()
     saved(tmp_path / "cifar.safetensors", given)
@@ -192,6 +218,38 @@ def test_a_broken_file_is_refused(name: str, content: bytes, tmp_path: Path) -> 
     path.write_bytes(content)
     with pytest.raises(UsageError, match="not a safetensors file"):
         models.load(SEEDED, str(path))
+
+
+def _files() -> list[bytes]:
+    """A few weights in each of the three formats."""
+    content = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
+    found = [save(content)]
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+        found.append(buffer.getvalue())
+    return found
+
+
+@given(
+    content=st.sampled_from(_files()),
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    left=st.floats(0, 1),
+)
+def test_a_damaged_file_is_read_or_refused(
+    content: bytes, damage: list[tuple[float, int]], left: float
+) -> None:
+    data = bytearray(content)
+    for place, value in damage:
+        data[int(place * len(data))] = value
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data[: round(left * len(data))])
+        file.flush()
+        try:
+            found = _checkpoint.read(file.name)
+        except UsageError:
+            return
+    assert all(isinstance(value, torch.Tensor) for value in found.values())
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "."])

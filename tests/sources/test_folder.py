@@ -29,6 +29,7 @@ def read_all(*places: Path | str) -> list[Sample]:
         found = list(sources.read(shard, 0, shard.images))
         assert [sample.index for sample in found] == list(range(shard.images))
         samples += found
+    assert len({(sample.ref, sample.key) for sample in samples}) == len(samples)
     for sample in samples:
         if sample.data is not None:
             assert sources.fetch(sample.ref) == sample.data
@@ -56,6 +57,39 @@ def test_labels_over_several_folders_agree(tmp_path: Path) -> None:
     for places in ([tmp_path / "one", tmp_path / "two"], [tmp_path / "two", tmp_path / "one"]):
         assert [(s.key, s.label) for s in read_all(*places)] == expected
     assert sources.class_names(sources.find([str(tmp_path / "*")])) == ["bee", "cat", "dog"]
+
+
+OVERLAPS = {
+    "classes and a folder of them": (["", "cat"], 2),
+    "classes spelled twice": (["", "file://"], 2),
+    "classes and a glob of their files": (["", "*/*.jpg"], 2),
+    "classes and a file": (["", "cat/a.jpg"], 2),
+    "a flat folder and its glob": (["dog", "dog/*.jpg"], 1),
+    "a folder and a glob that goes beyond it": (["dog", "*/*.jpg"], 2),
+    "two globs": (["*/a.jpg", "cat/*.jpg"], 2),
+    "a glob and a file": (["cat/*.jpg", "cat/b.jpg"], 1),
+}
+
+
+@pytest.mark.parametrize("case", OVERLAPS)
+def test_overlapping_places_give_each_file_once(case: str, tmp_path: Path) -> None:
+    root = make(
+        tmp_path / "set", "cat/a.jpg", "cat/b.jpg", "cat/in/c.jpg", "dog/a.jpg", "dog/d.jpg"
+    )
+    inside, count = OVERLAPS[case]
+    places = [
+        f"file://{root}" if place == "file://" else f"{root}/{place}".rstrip("/")
+        for place in inside
+    ]
+    alone = [{s.ref.uri: s for s in read_all(place)} for place in places]
+    for order in (places, places[::-1]):
+        together = read_all(*order)  # it checks that no file comes twice
+        assert {sample.ref.uri for sample in together} == set().union(*alone)
+        assert len(sources.find(order)) >= count
+        if "" in inside:  # Classes are those of the whole, whatever else is given.
+            labels = {sample.ref.uri: sample.label for sample in together}
+            assert labels == {uri: sample.label for uri, sample in alone[0].items()}
+            assert sources.class_names(sources.find(order)) == ["cat", "dog"]
 
 
 def test_class_file_numbers_a_subset_of_the_classes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfscale import sources
-from zfscale.errors import UsageError
+from zfscale.errors import IntegrityError, UsageError
 from zfscale.records import Preprocessing, Reason, Sample
 from zfscale.sources.decode import Quarantine, decode_ahead
 
@@ -23,6 +23,7 @@ def read_all(path: Path) -> list[Sample]:
     samples = list(sources.read(shard, 0, shard.images))
     assert [sample.index for sample in samples] == list(range(shard.images))
     assert all((sample.data is None) != (sample.reason is None) for sample in samples)
+    assert len({(sample.ref, sample.key) for sample in samples}) == len(samples)
     return samples
 
 
@@ -55,6 +56,20 @@ def test_good_tar_holds_what_the_mixed_one_has_of_use(tmp_path: Path) -> None:
     good = [(sample.key, sample.label, sample.data) for sample in read_all(tmp_path / "good.tar")]
     assert good == mixed
     assert len({data for *_, data in good}) == len(good)
+
+
+def test_samples_without_an_image_stay_apart(tmp_path: Path) -> None:
+    writer = badfiles.TarWriter(tmp_path / "a.tar")
+    for name in ("n.txt", "n.txt", "n.cls", "n.txt", "n.jpg", "n.jpg"):
+        writer.add(name, b"1")
+    writer.tar.close()
+    samples = read_all(tmp_path / "a.tar")  # it checks that references and keys are unique
+    first, second, image, again = samples
+    assert [s.reason for s in samples] == [Reason.NO_IMAGE, *[Reason.DUPLICATE_KEY] * 3]
+    assert [first.ref.offset, second.ref.offset] == [512, 512 + 1024]
+    assert image.ref != again.ref
+    with pytest.raises(IntegrityError, match="no image there"):
+        sources.fetch(second.ref)
 
 
 def members(path: Path) -> list[tarfile.TarInfo]:

@@ -81,6 +81,10 @@ class View(Protocol):
     def batch(self) -> int:
         """Images in a batch."""
 
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of the layers that are, or will be, scanned."""
+
     def done(self, stage: str) -> Mapping[str, Rows]:
         """Committed tasks of a pass: task id to a reader of its tables."""
 
@@ -118,6 +122,8 @@ class Pass:
     run: Callable[[Context, Task], Output]
     publish: Callable[[View, Sequence[Task]], Iterable[Published]]
     tables: tuple[Table, ...] = ()
+    check: Callable[[View], None] = lambda view: None
+    """Raises the error of a pass that this network cannot have, before anything is done."""
     needs: tuple[str, ...] = ()
     """Passes whose results must be published before this one can be planned."""
     over_collection: bool = False

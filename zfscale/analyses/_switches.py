@@ -223,8 +223,9 @@ def _check(layer: str, activations: torch.Tensor, won: Wins) -> None:
         at = wrong[0]
         raise IntegrityError(
             f"layer {layer}, feature {won.feature[at]}: the scan recorded a score of "
-            f"{won.score[at]!r}, the network now gives {found[at]!r} for the same image; the "
-            "weights changed since the scan, or this machine computes otherwise: use a new run"
+            f"{won.score[at]:.8g}, the network now gives {found[at]:.8g} for the same image; the "
+            "weights changed since the scan, this machine computes otherwise, or what the network "
+            "makes of an image depends on chance or on the other images of its batch"
         )
 
 

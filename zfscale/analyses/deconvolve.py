@@ -44,6 +44,7 @@ def passes(options: Options) -> tuple[Pass, ...]:
             deconvolve.plan,
             deconvolve.run,
             lambda view, tasks: iter(()),
+            check=deconvolve.check,
             needs=("scan", "switches"),
             arrays=deconvolve.arrays,
         ),
@@ -55,6 +56,11 @@ class Deconvolve:
 
     def __init__(self, options: Options) -> None:
         self.unpooling = options.unpooling
+
+    def check(self, view: View) -> None:
+        """Raises UnsupportedOperation if a layer cannot be deconvolved."""
+        for name in view.layers:
+            Deconvnet.of(view.network, view.network.layer(name), self.unpooling)
 
     def plan(self, view: View) -> Sequence[Task]:
         """One task for every shard of projections that has a winner."""
@@ -80,7 +86,7 @@ class Deconvolve:
             return []
         k = int(winners["rank"].max()) + 1
         layers = [view.network.layer(name) for name in sorted(set(winners["layer"].tolist()))]
-        return [_array(layer, Deconvnet.of(view.network, layer).field, k) for layer in layers]
+        return [_array(layer, view.network.window(layer).size, k) for layer in layers]
 
     def run(self, context: Context, task: Task) -> Output:
         """Project the winners of a block of features."""

@@ -33,6 +33,11 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         description="Module names; left out, every convolution after its rectification.",
     )
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_or_many(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
     @field_validator("layers")
     @classmethod
     def _each_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -24,8 +24,8 @@ INTERRUPTED = 130
 def exit_code(command: click.Command, arguments: Sequence[str] | None) -> int:
     """Run `command` and return the exit code of the process; errors are shown on stderr.
 
-    An error that is no ZfscaleError is a mistake of ours: it keeps its traceback, and Python
-    ends with 1.
+    An error that is neither a ZfscaleError nor one of the operating system is a mistake of ours:
+    it keeps its traceback, and Python ends with 1.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     context = None
@@ -37,19 +37,28 @@ def exit_code(command: click.Command, arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except ZfscaleError as error:
-        if context is not None and context.params["debug"]:
-            traceback.print_exc()
-        click.echo(f"zfscale: {error}", err=True)
-        return error.exit_code
+    except (ZfscaleError, OSError) as error:
+        return _told(error, context is not None and context.params["debug"])
     except KeyboardInterrupt:
         click.echo("zfscale: interrupted", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
+    return 0
+
+
+def _told(error: ZfscaleError | OSError, debug: bool) -> int:
+    """Show an error in one message; its exit code."""
+    if isinstance(error, BrokenPipeError):
         # Whoever read our output has enough of it; and nothing more shall be flushed to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, ZfscaleError):
+        click.echo(f"zfscale: {error}", err=True)
+        return error.exit_code
+    # A full disk, a place that may not be written, a server that does not answer.
+    click.echo(f"zfscale: {error}; what is finished is kept", err=True)
+    return 1
 
 
 @contextmanager

@@ -100,8 +100,18 @@ class Network:
         return tuple(found.values())
 
     def choose(self, names: Sequence[str] | None) -> tuple[Layer, ...]:
-        """The layers of the given names, or the default ones for None."""
-        return self.layers if names is None else tuple(self.layer(name) for name in names)
+        """The layers of the given names, or the default ones for None.
+
+        Raises UsageError for an unknown name, and where there is no default one.
+        """
+        if names is not None:
+            return tuple(self.layer(name) for name in names)
+        if not self.layers:
+            raise UsageError(
+                f"model {self.name} has no convolution to observe: name its layers, "
+                "e.g. analyses.scan.layers: [NAME]; `zfscale layers` lists them"
+            )
+        return self.layers
 
     def layer(self, name: str) -> Layer:
         """The layer of that module: a convolution after its rectification, else its raw output.

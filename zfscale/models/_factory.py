@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def load(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing]:
     with _current_directory_importable():
         factory = _import(name)
         with nullcontext() if seed is None else _checkpoint.seeded(seed):
-            module, preprocessing = _result(name, factory())
+            module, preprocessing = _result(name, _call(name, factory))
     if weights is not None and seed is None:
         _checkpoint.fill(module, _checkpoint.read(weights), weights)
     return module, preprocessing
@@ -61,6 +62,8 @@ def _import(name: str) -> Any:
             f"model: {name}: {error}; run from the directory that holds the module, "
             f"or install what it needs"
         ) from error
+    except Exception as error:  # it is the user's code: whatever it raises is its own fault
+        raise UsageError(f"model: {name}: importing it raised {_brief(error)}") from error
     factory = getattr(module, attribute, None)
     if factory is None:
         raise UsageError(
@@ -73,6 +76,21 @@ def _import(name: str) -> Any:
             f"that returns the network, e.g. def {attribute}(): return Net()"
         )
     return factory
+
+
+def _call(name: str, factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"model: {name}: calling it raised {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    """The error with the place in the user's code where it happened."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
 
 
 def _result(name: str, result: Any) -> tuple[nn.Module, Preprocessing]:

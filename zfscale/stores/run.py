@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,3 +89,13 @@ def read(storage: Storage) -> RunRecord:
         ) from error
     known["published"] = {path: File(path, **rest) for path, rest in known["published"].items()}
     return RunRecord(**known, facts=content)
+
+
+def check_unclaimed(storage: Storage, folders: Iterable[str]) -> None:
+    """Refuse to begin a run among somebody else's files: raises UsageError naming one."""
+    for folder in folders:
+        found = storage.list(folder)
+        if found:
+            raise UsageError(
+                f"run: {storage.url} is no run, and holds {found[0]}; name an empty or new folder"
+            )

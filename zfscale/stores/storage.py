@@ -106,10 +106,9 @@ def probe(storage: Storage) -> None:
         first = storage.create(path, b"first")
         second = storage.create(path, b"second")
         kept = storage.read(path)
+        storage.delete(path)
     except (OSError, NotImplementedError) as error:
         raise UsageError(f"{storage.url}: cannot write results here: {error}") from error
-    finally:
-        storage.delete(path)
     if not first or second or kept != b"first":
         raise UsageError(
             f"{storage.url}: this storage lets a second writer overwrite a file that must be "

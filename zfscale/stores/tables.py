@@ -9,6 +9,7 @@ those of `columns.py`. Knows nothing of what a table is about.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from zfscale.stores.storage import Storage
 
 PARTITIONING = ds.partitioning(pa.schema([("layer", pa.string())]), flavor="hive")
 GROUP_ROWS = 1 << 16
+_PART = re.compile(r"/part-\d{5}\.parquet$")
 
 
 def write(
@@ -102,10 +104,11 @@ def dataset_of(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
 def remove_stale(storage: Storage, name: str, current: Iterable[File]) -> list[str]:
     """Delete the parts of a table that its latest publication did not write; their paths.
 
-    Call it when the manifest no longer names them, and before the table counts as published.
+    Files that are not named as parts are somebody else's and stay. Call it when the manifest no
+    longer names the parts, and before the table counts as published.
     """
     keep = {file.path for file in current}
-    stale = [path for path in storage.list(name) if path not in keep]
+    stale = [path for path in storage.list(name) if _PART.search(path) and path not in keep]
     for path in stale:
         storage.delete(path)
     return stale

@@ -228,10 +228,13 @@ def test_layers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     listed = json.loads(capsys.readouterr().out)
     assert listed[0]["channels"] == 64
     assert exit_code(commands, ["layers", "torchvision:squeezenet1_1"]) == 0
-    table = capsys.readouterr().out.splitlines()
+    *table, legend = capsys.readouterr().out.splitlines()
     assert len(table) == len(listed) + 1
-    assert table[1].split()[0] == listed[0]["name"]
+    assert table[1].split()[:2] == ["*", listed[0]["name"]]
+    marked = [row.startswith("* ") for row in table[1:]]
+    assert marked == [row["observed"] for row in listed]
     assert len({len(row) for row in table}) == 1
+    assert legend.startswith("* observed by a scan")
 
 
 def test_parts_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

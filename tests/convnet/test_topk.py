@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfscale.convnet.topk import Identity, Winners, candidates, merge, positions, row_maxima
+from zfscale.convnet.topk import Identity, Winners, candidates, merge, positions, row_maxima, update
 
 FEATURES = 3
 
@@ -64,6 +64,12 @@ def test_merge_is_commutative_associative_idempotent(a, b, c, k) -> None:
     assert _table(merge([merge([a, b], k), c], k)) == whole
     assert _table(merge([a, merge([b, c], k)], k)) == whole
     assert _table(merge([merge([a, b], k), a, c, b], k)) == whole
+
+
+@given(entries, entries, st.integers(1, 5))
+def test_update_is_merge(a, b, k) -> None:
+    best, found = merge([_winners(a)], k), _winners(b)
+    assert _table(update(best, found, k)) == _table(merge([best, found], k))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 12))

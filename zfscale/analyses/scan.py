@@ -21,7 +21,7 @@ from zfscale.analyses._tables import FEATURES, IMAGES, WINNERS
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.observe import observe
 from zfscale.convnet.statistics import Tally
-from zfscale.convnet.topk import Identity, Winners, merge
+from zfscale.convnet.topk import Identity, Winners, merge, update
 from zfscale.records import Columns, Reason, Status, Table, Task
 
 
@@ -94,7 +94,7 @@ class Scan:
             for index in np.flatnonzero(~seen.finite):
                 context.quarantine(batch.images[index], Reason.NON_FINITE)
             for name, found in seen.winners.items():
-                best[name] = merge([best[name], found], self.k)
+                best[name] = update(best[name], found, self.k)
             tally.add(seen.scores[seen.finite], who.label[seen.finite])
             predictions.append(predict(batch, who, seen))
         rows = [_named(name, winners.rows()) for name, winners in best.items()]

@@ -104,6 +104,26 @@ def merge(parts: Sequence[Winners], k: int) -> Winners:
     return Winners(**{name: array[:, :k] for name, array in stacked.items()})
 
 
+def update(best: Winners, found: Winners, k: int) -> Winners:
+    """`merge([best, found], k)` at the cost of the features for which something was found.
+
+    In the middle of a scan these are few.
+    """
+    if best.score.shape[1] < k:
+        return merge([best, found], k)
+    rows = np.flatnonzero((found.score > -np.inf).any(1))
+    merged = merge([_take(best, rows), _take(found, rows)], k)
+    columns = {}
+    for field in fields(Winners):
+        columns[field.name] = getattr(best, field.name).copy()
+        columns[field.name][rows] = getattr(merged, field.name)
+    return Winners(**columns)
+
+
+def _take(winners: Winners, rows: NDArray[np.intp]) -> Winners:
+    return Winners(**{field.name: getattr(winners, field.name)[rows] for field in fields(Winners)})
+
+
 def _sort(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     # The label breaks the tie between two copies of one image that carry different labels.
     keys = (columns["label"], columns["low"], columns["high"], -columns["score"])

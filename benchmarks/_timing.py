@@ -26,6 +26,7 @@ def by_turns(routines: Mapping[str, Routine], rounds: int) -> dict[str, list[flo
     return taken
 
 
-def ratio(longer: list[float], shorter: list[float]) -> float:
-    """The median over the rounds of `longer / shorter`."""
-    return median(a / b for a, b in zip(longer, shorter, strict=True))
+def ratio(longer: list[float], shorter: list[float]) -> str:
+    """`longer / shorter`: the median over the rounds, and the range that shows a busy machine."""
+    found = [a / b for a, b in zip(longer, shorter, strict=True)]
+    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"

@@ -45,7 +45,7 @@ def run(count: int = 200, rounds: int = 5) -> Report:
     taken = by_turns(routines, rounds)
     base = taken["Pillow, one thread"]
     rows = [
-        (name, f"{count / sorted(times)[rounds // 2]:.0f}", f"{ratio(base, times):.2f}")
+        (name, f"{count / sorted(times)[rounds // 2]:.0f}", ratio(base, times))
         for name, times in taken.items()
     ]
     note = f"{count:,} {_images.kind()}, medians of {rounds} rounds."

@@ -1,4 +1,4 @@
-"""All top-9 projections of ZFNet's five layers: zfscale against Captum's NeuronDeconvolution.
+"""All top-9 projections of ZFNet's five layers, against Captum's NeuronDeconvolution.
 
 12,384 winners (96, 256, 384, 384 and 256 features, nine each), ZFNet without contrast
 normalisation, which Captum would differentiate. Captum computes each unit on the full map and
@@ -6,23 +6,19 @@ runs a forward pass for it; zfscale starts from the stored switches, as its seco
 pass that stores them is part of a scan). In each layer a sample of winners is measured, both
 tools in turn within one run, and weighed by the layer's number of winners. The least time of
 all rounds counts.
-
-    python benchmarks/deconvolution.py              # wall time
-    python benchmarks/deconvolution.py --cpu-time   # on a machine that others use too
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from captum.attr import NeuronDeconvolution
 from numpy.typing import NDArray
 
+from benchmarks._report import Report
 from zfscale.convnet.deconvnet import Deconvnet
 from zfscale.convnet.geometry import Window
 from zfscale.convnet.network import Layer, Network
@@ -35,14 +31,9 @@ ZFSCALE_WINNERS = 64
 CAPTUM_WINNERS = 4
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each layer")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time, not wall time")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    clock = time.process_time if options.cpu_time else time.perf_counter
+def run(rounds: int = 9) -> Report:
+    """Compare layer by layer, then weighed by the number of winners."""
+    warnings.filterwarnings("ignore", module="captum")
     torch.manual_seed(0)
     module = zfnet.build(classes=1000, normalisation=False)
     for part in module:
@@ -50,23 +41,30 @@ def main() -> None:
             torch.nn.init.kaiming_normal_(part.weight)
     network = Network(module, zfnet.PREPROCESSING, "zfnet")
     pixels = torch.randint(0, 256, (IMAGES, 3, 224, 224), dtype=torch.uint8)
-    print(f"{'CPU' if options.cpu_time else 'wall'} time, {options.threads} threads")
-    print("layer  winners  zfscale ms  captum ms   ratio  greatest difference")
-    totals = np.zeros(2)
+    rows, totals, furthest = [], np.zeros(2), 0.0
     for layer in network.layers:
-        ours, theirs, difference = compare(network, layer, pixels, options.rounds, clock)
+        ours, theirs, difference = compare(network, layer, pixels, rounds)
         winners = layer.channels * TOP_K
         totals += winners * np.array([ours, theirs])
-        print(
-            f"{layer.name:6} {winners:7} {ours * 1e3:11.3f} {theirs * 1e3:10.2f} "
-            f"{theirs / ours:7.1f}  {difference:.1e}"
-        )
-    winners = sum(layer.channels for layer in network.layers) * TOP_K
-    print(f"all    {winners:7} {totals[0]:9.1f} s {totals[1]:8.1f} s {totals[1] / totals[0]:7.1f}")
+        furthest = max(furthest, difference)
+        rows.append(_row(layer.name, winners, ours, theirs, difference))
+    count = sum(layer.channels for layer in network.layers) * TOP_K
+    rows.append(_row("all", count, *(totals / count), furthest))
+    header = ("layer", "winners", "zfscale, ms each", "Captum, ms each", "times faster")
+    note = (
+        f"{torch.get_num_threads()} threads, best of {rounds} rounds. The pass that stores the "
+        "switches is part of a scan and not counted; Captum needs no such pass."
+    )
+    return Report((*header, "largest difference"), rows, note)
+
+
+def _row(name: str, winners: int, ours: float, theirs: float, difference: float) -> tuple[str, ...]:
+    times = f"{ours * 1e3:.3f}", f"{theirs * 1e3:.1f}", f"{theirs / ours:.1f}"
+    return (name, f"{winners:,}", *times, f"{difference:.0e}")
 
 
 def compare(
-    network: Network, layer: Layer, pixels: torch.Tensor, rounds: int, clock: Callable[[], float]
+    network: Network, layer: Layer, pixels: torch.Tensor, rounds: int
 ) -> tuple[float, float, float]:
     """Seconds a winner, of zfscale and of Captum, and how far apart their results are."""
     deconvnet = Deconvnet.of(network, layer)
@@ -76,15 +74,15 @@ def compare(
     ours, theirs, difference = [], [], 0.0
     for seed in range(rounds):
         image, units, values, switches = draw(network, layer, pixels, seed)
-        begun = clock()
+        begun = time.perf_counter()
         found = deconvnet.project(units[:, 0], values, units[:, 1], units[:, 2], switches)
-        ours.append((clock() - begun) / len(units))
+        ours.append((time.perf_counter() - begun) / len(units))
         sample = range(CAPTUM_WINNERS)
-        begun = clock()
+        begun = time.perf_counter()
         gradients = [
             neuron.attribute(inputs[image[i]][None], tuple(units[i].tolist())) for i in sample
         ]
-        theirs.append((clock() - begun) / len(sample))
+        theirs.append((time.perf_counter() - begun) / len(sample))
         for i, gradient in zip(sample, gradients, strict=True):
             true = cut(gradient[0].detach().numpy() * values[i], window, *units[i, 1:])
             difference = max(difference, np.abs(found[i] - true).max() / np.abs(true).max())
@@ -124,8 +122,3 @@ def cut(full: NDArray, window: Window, y: int, x: int) -> NDArray:
     padded = np.pad(full, ((0, 0), (margin, margin), (margin, margin)))
     top, left = (int(first) + margin for first in window.origin(y, x))
     return padded[:, top : top + window.size[0], left : left + window.size[1]]
-
-
-if __name__ == "__main__":
-    warnings.filterwarnings("ignore", module="captum")
-    main()

@@ -71,7 +71,7 @@ def _measure(job: Job, rounds: int) -> tuple[str, ...]:
     taken = by_turns(routines, rounds)
     bound = [max(pair) for pair in zip(taken["decode"], taken["forward"], strict=True)]
     rates = [f"{count / sorted(times)[len(times) // 2]:.1f}" for times in taken.values()]
-    return (*rates, *(f"{ratio(bound, taken[name]):.3f}" for name in EXECUTORS))
+    return (*rates, *(ratio(bound, taken[name]) for name in EXECUTORS))
 
 
 def run(

@@ -81,7 +81,7 @@ def run(count: int = 1000, k: int = 9, batch: int = 32, rounds: int = 3) -> Repo
         (
             name.replace("_", " "),
             f"{count / sorted(times)[rounds // 2]:.1f}",
-            f"{ratio(times, taken['zfscale']):.2f}",
+            ratio(times, taken["zfscale"]),
             f"{right[name]:.1%}",
         )
         for name, times in taken.items()

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 _THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray reads it when it is first imported, by whatever test: embedded Ray stays on the loopback.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 # Time limits on single examples fail on busy machines; CI draws the same examples every time.
 settings.register_profile("zfscale", deadline=None)

@@ -5,49 +5,58 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import badfiles
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 import zfscale
 from zfscale import driver, job, view
 from zfscale.errors import NonFiniteActivations
-from zfscale.records import Counts, Reason, Status
+from zfscale.records import Counts, Preprocessing, Reason, Status
 from zfscale.stores.digest import digest
 from zfscale.stores.storage import open_storage
 from zfscale.worker import Serial
 
-NET = '''
-"""A network that divides by the contrast of its input: an image of one colour gives 0 / 0."""
-import torch
-from torch import nn
-from zfscale.records import Preprocessing
+COLOUR = (255, 0, 255)
+"""An image of this colour alone upsets the network below."""
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6, 5, stride=2)
-        self.conv2 = nn.Conv2d(6, 8, 3)
-        self.fc = nn.Linear(8, 10)
+def build() -> tuple[nn.Module, Preprocessing]:
+    """A network that can be traced, and divides 0 by 0 where it sees the colour.
 
-    def forward(self, x):
-        x = x - x.amin((1, 2, 3), keepdim=True)
-        y = torch.relu(self.conv1(x / x.amax((1, 2, 3), keepdim=True)))
-        return self.fc(torch.relu(self.conv2(y)).mean((2, 3)))
+    Not before the second layer: in the first the colour beats all others, and is to be taken back.
+    """
+    recipe = Preprocessing(resize=40, crop=(32, 32), mean=(127.0, 127.0, 127.0))
+    colour = torch.tensor(COLOUR) - 127.0
+    first = nn.Conv2d(3, 3, 1)
+    first.weight.data = torch.tensor([[1.0, -1, 1], [1, 0, 0], [0, 1, 0]])[:, :, None, None]
+    first.bias.data = -(first.weight.data[:, :, 0, 0] @ colour)
+    return nn.Sequential(
+        first,
+        nn.LocalResponseNorm(5, alpha=1.0, k=0.0),  # over all three channels
+        nn.Conv2d(3, 6, 5, stride=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2, stride=2),
+        nn.Conv2d(6, 8, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    ), recipe
 
 
-def build():
-    return Net(), Preprocessing(resize=40, crop=(32, 32), mean=(127.0, 127.0, 127.0))
-'''
-
-
-def _plain(seed: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), (seed,) * 3).save(file, "PNG")
-    return file.getvalue()
+def _plain(seed: int = 0) -> bytes:
+    """The colour alone, in files that differ."""
+    return badfiles.encode(Image.new("RGB", (64, 64 + seed), COLOUR), "PNG")
 
 
 def _append(tar: Path, name: str, data: bytes) -> None:
@@ -58,49 +67,123 @@ def _append(tar: Path, name: str, data: bytes) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Scan some images with a network that one-coloured images upset."""
-    (tmp_path / "divides.py").write_text(NET)
-    monkeypatch.syspath_prepend(tmp_path)
+def run(tmp_path: Path):
+    """The main job on some images."""
 
-    def scan(images: Path, name: str) -> tuple[Counts, str]:
-        spec = {"run": str(tmp_path / name), "model": "divides:build", "weights": "seed:0"}
-        spec |= {"images": str(images), "batch": 4, "analyses": {"scan": {"top_k": 3}}}
+    def main_job(images: Path, name: str) -> tuple[Counts, str]:
+        spec = {"run": str(tmp_path / name), "model": f"{__name__}:build", "weights": "seed:0"}
+        spec |= {"images": str(images), "batch": 4}
+        spec |= {"analyses": {"scan": {"top_k": 3}, "deconvolve": {}}}
         summary = driver.run(view.resolve(job.Job.model_validate(spec)), Serial, lambda e: None)
         return summary.counts, digest(open_storage(spec["run"]))
 
-    return scan
+    return main_job
 
 
-def test_bad_files_among_good_ones(run, tmp_path: Path) -> None:
-    expected = badfiles.write_tar(tmp_path / "mixed.tar")
-    _append(tmp_path / "mixed.tar", "one_colour.png", _plain(40))
-    badfiles.write_good_tar(tmp_path / "good.tar")
-    counts, mixed = run(tmp_path / "mixed.tar", "mixed")
-    clean_counts, clean = run(tmp_path / "good.tar", "good")
-    assert mixed == clean
-    assert clean_counts == Counts(images=clean_counts.ok, ok=clean_counts.ok)
+@dataclass(frozen=True)
+class Sample:
+    """An image of a collection and what becomes of it."""
 
-    kinds = Counter(e.outcome for e in expected)
-    duplicates = sum(e.duplicate for e in expected)
-    assert len(badfiles.cases()) >= 26
-    bad = sum(kinds.values()) - kinds[None] + 1
-    ok = kinds[None] - duplicates
-    assert counts == Counts(ok + bad + duplicates, ok, bad, duplicates, non_finite=1)
+    key: str
+    data: bytes | None
+    label: int | None
+    outcome: Reason | None = None
+    duplicate: bool = False
 
-    rows = zfscale.open(str(tmp_path / "mixed")).images
-    assert len(rows) == counts.images
+    @property
+    def used(self) -> bool:
+        return self.outcome is None and not self.duplicate
+
+
+def _samples() -> list[Sample]:
+    """Every kind of bad file, each behind a good one, and a copy of one of those at the end."""
+    samples = []
+    for at, case in enumerate(badfiles.cases()):
+        good = badfiles.encode(badfiles.picture(1000 + at))
+        samples.append(Sample(f"{at:03d}-0-good.jpg", good, at % 10))
+        samples.append(Sample(f"{at:03d}-1-{case.name}", case.data, at % 10, case.outcome))
+    samples.append(Sample("900-plain.png", _plain(), 3, Reason.NON_FINITE))
+    return [*samples, Sample("901-copy.jpg", samples[6].data, 3, duplicate=True)]
+
+
+def _folder(at: Path, good_only: bool) -> list[Sample]:
+    """Single files with their labels in a file."""
+    samples = [sample for sample in _samples() if sample.used or not good_only]
+    for sample in samples:
+        (at / sample.key).write_bytes(sample.data)
+    lines = [f"{sample.key} {sample.label}" for sample in samples]
+    (at / "labels.txt").write_text("\n".join(lines))
+    return samples
+
+
+def _parquet(at: Path, good_only: bool) -> list[Sample]:
+    """Three files of several row groups."""
+    bare = [Sample(f"90{n}-null.jpg", None, 3, Reason.NO_IMAGE) for n in (2, 3)]
+    samples = [sample for sample in [*_samples(), *bare] if sample.used or not good_only]
+    size = 1 + len(samples) // 3
+    for file in range(3):
+        part = samples[file * size : (file + 1) * size]
+        cells = [{"bytes": sample.data, "path": sample.key} for sample in part]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        labels = [sample.label for sample in part]
+        table = pa.table({"image": pa.array(cells, kind), "label": labels})
+        pq.write_table(table, at / f"{file}.parquet", row_group_size=9)
+    return samples
+
+
+def _tars(at: Path, good_only: bool) -> list[Sample]:
+    """Also what only a tar can hold: one tar of it, dealt out to four without cutting a sample."""
+    whole = at.parent / f"{at.name}.tar"
+    if good_only:
+        badfiles.write_good_tar(at / "good.tar")
+        return []
+    expected = badfiles.write_tar(whole)
+    _append(whole, "one_colour.png", _plain())
+    with ExitStack() as stack:
+        archive = stack.enter_context(tarfile.open(whole))
+        shards = [stack.enter_context(tarfile.open(at / f"{n}.tar", "w")) for n in range(4)]
+        members = archive.getmembers()
+        place = 0
+        for _, group in groupby(members, lambda member: member.name.partition(".")[0]):
+            shard = shards[place * len(shards) // len(members)]
+            for member in group:
+                shard.addfile(member, archive.extractfile(member) if member.isreg() else None)
+                place += 1
+    found = [Sample(e.key, b"", e.label, e.outcome, e.duplicate) for e in expected]
+    return [*found, Sample("one_colour", b"", None, Reason.NON_FINITE)]
+
+
+@pytest.mark.parametrize(("write", "shards"), [(_tars, 4), (_folder, 1), (_parquet, 3)])
+def test_bad_files_among_good_ones(write, shards: int, run, tmp_path: Path) -> None:
+    for name in ("mixed", "good"):
+        (tmp_path / name).mkdir()
+    samples = write(tmp_path / "mixed", False)
+    write(tmp_path / "good", True)
+    counts, mixed = run(tmp_path / "mixed", "mixed_run")
+    good_counts, good = run(tmp_path / "good", "good_run")
+    assert mixed == good
+
+    ok, copies = sum(sample.used for sample in samples), sum(s.duplicate for s in samples)
+    bad = len(samples) - ok - copies
+    assert bad >= 40
+    assert good_counts == Counts(images=ok, ok=ok)
+    assert counts == Counts(len(samples), ok, bad, copies, non_finite=1)
+
+    results = zfscale.open(str(tmp_path / "mixed_run"))
+    rows = results.images
     found = Counter(zip(rows["key"], rows["status"], rows["reason"].fillna(""), strict=True))
-    wanted = Counter(_row(e) for e in expected)
-    wanted["one_colour", Status.QUARANTINED.value, Reason.NON_FINITE.value] += 1
-    assert found == wanted
+    assert found == Counter(_row(sample) for sample in samples)
+    homes = rows["uri"].map(lambda uri: Path(uri).parent if shards == 1 else uri)
+    quarantined = rows["status"] == Status.QUARANTINED
+    assert homes[quarantined].nunique() == homes.nunique() == shards
+    assert all(results.projection("5", feature).any() for feature in range(3))
 
 
-def _row(e: badfiles.Expected) -> tuple[str, str, str]:
-    if e.outcome is not None:
-        return e.key, Status.QUARANTINED.value, e.outcome.value
-    status = Status.DUPLICATE if e.duplicate else Status.OK
-    return e.key, status.value, ""
+def _row(sample: Sample) -> tuple[str, str, str]:
+    if sample.outcome is not None:
+        return sample.key, Status.QUARANTINED.value, sample.outcome.value
+    status = Status.DUPLICATE if sample.duplicate else Status.OK
+    return sample.key, status.value, ""
 
 
 def test_copies_in_another_shard_count_once(run, tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def _remembered(job: Job) -> Job:
         if value is not None and not value.startswith("seed:")
     }
     job = job.model_copy(update=places | named)
-    if "scan" not in job.analyses and remembered.get("images", job.images) != list(job.images):
+    if "scan" not in job.analyses and list(remembered.get("images", job.images)) != list(
+        job.images
+    ):
         raise UsageError(
             f"images: {job.run} holds a scan of {remembered['images']}; leave images out of a "
             "job that does not scan"

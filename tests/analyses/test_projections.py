@@ -25,38 +25,36 @@ from zfscale.results import Results
 from zfscale.worker import Serial
 
 K = 3
-FEATURES = 4
+FEATURES = 20
 """Features in a shard of projections."""
-SWITCHES = 1 << 12
+SWITCHES = 160_000
 """Bytes in a shard of switches."""
 ABSENT = 255
-ROOM = 300
-"""How far a window reaches outside of its map at most."""
-TOLERANCE = 2e-5
+TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a projection."""
 
 
 def build_bgr() -> tuple[nn.Module, Preprocessing]:
     """Nothing in it is square or symmetric: a swapped axis, channel or border shows."""
     module = nn.Sequential(
-        nn.Conv2d(3, 6, (5, 3), stride=(2, 1), padding=(2, 1)),
+        nn.Conv2d(3, 24, (5, 3), stride=(2, 1), padding=(2, 1)),
         nn.ReLU(),
         nn.MaxPool2d((3, 2), stride=2, padding=(1, 0), ceil_mode=True),
-        nn.Conv2d(6, 10, 3, padding=1),
+        nn.Conv2d(24, 32, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(3, stride=(1, 2)),
-        nn.Conv2d(10, 7, (3, 2), stride=(2, 1), padding=1),
+        nn.Conv2d(32, 26, (3, 2), stride=(2, 1), padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(7 * 5 * 12, 10),
+        nn.Linear(26 * 5 * 12, 21),
     )
     mean, std = (0.3, 0.45, 0.6), (0.2, 0.25, 0.4)
     return module, Preprocessing(48, (40, 48), mean, std, 1 / 255, order="BGR")
 
 
 LAYERS = {
-    "zfscale:zfnet-mini": {f"conv{i}": f"relu{i}" for i in range(1, 6)},
-    "zfscale:cifar": {f"conv{i}": f"relu{i}" for i in range(1, 5)} | {"fc5": "fc5"},
+    "zfscale:zfnet-mini": {"conv1": "relu1", "conv2": "relu2", "conv5": "relu5"},
+    "zfscale:cifar": {"conv2": "relu2", "conv4": "relu4"},
     f"{__name__}:build_bgr": {"0": "1", "3": "4", "6": "7", "9": "9"},
 }
 """Observed layers, and the module that returns what is observed."""
@@ -109,7 +107,7 @@ class Run:
         rows = self.results.winners[self.results.winners["layer"] == layer]
         shape = self.results.layers[layer]
         at_border = rows["y"].isin([0, shape.height - 1]) | rows["x"].isin([0, shape.width - 1])
-        some = {*range(0, shape.channels, 1 + shape.channels // 8), shape.channels - 1}
+        some = {*range(0, shape.channels, 1 + shape.channels // 4), shape.channels - 1}
         some |= {*rows[at_border]["feature"].drop_duplicates()[:4]}
         names = ("feature", "rank", "y", "x", "score", "image_id")
         return [
@@ -172,43 +170,33 @@ def test_projections(run: Run) -> None:
     height, width = run.preprocessing.crop
     compared = hanging = 0
     for layer, place in run.layers.items():
-        shards = run.results.projections(layer).shards
-        assert shards[0] == FEATURES < run.results.layers[layer].channels
+        assert run.results.projections(layer).shards[0] == FEATURES
         units = run.units(layer)
         found = {unit.feature: run.results.projection(layer, unit.feature) for unit in units}
         for unit in units:
             (top, bottom), (left, right) = run.window(layer, "input", unit)
             assert unit.box == (top, left, bottom, right)
             neuron, image = (unit.feature, unit.y, unit.x), run.input(unit.image_id)
-            (true,) = oracle.by_autograd(run.module, place, image, [neuron])
+            (whole,) = oracle.by_autograd(run.module, place, image, [neuron])
             if run.preprocessing.order == "BGR":
-                true = true[::-1]
-            shown = _laid(found[unit.feature][unit.rank].transpose(2, 0, 1), unit.box, true.shape)
+                whole = whole[::-1]
+            true = _cut(whole, (top, bottom), (left, right), 0)
+            assert np.count_nonzero(true) == np.count_nonzero(whole)
+            shown = found[unit.feature][unit.rank].transpose(2, 0, 1)
             largest = np.abs(true).max()
             np.testing.assert_allclose(shown, true, 0, TOLERANCE * largest, err_msg=f"{unit}")
             compared += largest > 0
             hanging += top < 0 or left < 0 or bottom > height or right > width
-    assert compared > 30 * len(run.layers)
-    assert hanging > 10
-
-
-def _laid(crop: np.ndarray, box: tuple[int, int, int, int], shape: tuple[int, ...]) -> np.ndarray:
-    """A crop (C, h, w) at its place in a map of zeros; it may reach outside, where it is empty."""
-    y0, x0, y1, x1 = box
-    assert crop.shape == (shape[0], y1 - y0, x1 - x0)
-    room = np.zeros((shape[0], shape[1] + 2 * ROOM, shape[2] + 2 * ROOM), np.float32)
-    room[:, y0 + ROOM : y1 + ROOM, x0 + ROOM : x1 + ROOM] = crop
-    inside = room[:, ROOM:-ROOM, ROOM:-ROOM].copy()
-    room[:, ROOM:-ROOM, ROOM:-ROOM] = 0
-    assert not room.any(), "a projection has signal outside the image"
-    return inside
+    assert compared > 10 * len(run.layers)
+    assert hanging >= 3
 
 
 def test_scores(run: Run) -> None:
     for layer, place in run.layers.items():
         for unit in run.units(layer):
             maps = run.maps(unit.image_id)[place].reshape(run.results.layers[layer].channels, -1)
-            assert unit.score == pytest.approx(float(maps[unit.feature].max()), rel=1e-5, abs=1e-7)
+            strongest = float(maps[unit.feature].max())
+            assert unit.score == pytest.approx(strongest, rel=TOLERANCE, abs=1e-6)
 
 
 def test_switches(run: Run) -> None:
@@ -223,23 +211,29 @@ def test_switches(run: Run) -> None:
             before = names[names.index(pool) - 1]
             for unit in run.units(layer):
                 whole = _switches_of(modules[pool], run.maps(unit.image_id)[before])
-                (top, bottom), (left, right) = run.window(layer, pool, unit)
-                margin = ((0, 0), (ROOM, ROOM), (ROOM, ROOM))
-                room = np.pad(whole, margin, constant_values=ABSENT)
-                true = room[:, top + ROOM : bottom + ROOM, left + ROOM : right + ROOM]
+                true = _cut(whole, *run.window(layer, pool, unit), ABSENT)
                 found = stored[unit.feature, unit.rank]
                 np.testing.assert_array_equal(found, true, err_msg=f"{unit}, {pool}")
-    assert sharded > 1
+    assert sharded
 
 
 def _switches_of(pool: nn.MaxPool2d, maps: torch.Tensor) -> np.ndarray:
     """All switches (C, h, w) of a pool over `maps` (C, H, W), by the indices of torch."""
-    (ky, sy, py), (kx, sx, px) = (_window(pool, axis) for axis in (0, 1))
-    del ky
+    (_, row_stride, top), (width, stride, left) = (_window(pool, axis) for axis in (0, 1))
     _, index = functional.max_pool2d(
         maps[None], pool.kernel_size, pool.stride, pool.padding, 1, pool.ceil_mode, True
     )
     y, x = np.divmod(index[0].numpy(), maps.shape[2])
-    down = y - (np.arange(y.shape[1]) * sy - py)[:, None]
-    right = x - (np.arange(x.shape[2]) * sx - px)
-    return down * kx + right
+    down = y - (np.arange(y.shape[1]) * row_stride - top)[:, None]
+    return down * width + x - (np.arange(x.shape[2]) * stride - left)
+
+
+def _cut(
+    maps: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], outside: int
+) -> np.ndarray:
+    """Rows and columns (start, stop) of maps (C, H, W), which they may leave."""
+    y, x = np.arange(*rows), np.arange(*columns)
+    height, width = maps.shape[1:]
+    inside = ((y >= 0) & (y < height))[:, None] & (x >= 0) & (x < width)
+    found = maps[:, y.clip(0, height - 1)][:, :, x.clip(0, width - 1)]
+    return np.where(inside, found, outside)

@@ -38,7 +38,7 @@ def exit_code(command: click.Command, arguments: Sequence[str] | None) -> int:
         error.show()
         return error.exit_code
     except (ZfscaleError, OSError) as error:
-        return _told(error, context is not None and context.params["debug"])
+        return _told(error, context is not None and context.params.get("debug", False))
     except KeyboardInterrupt:
         click.echo("zfscale: interrupted", err=True)
         return INTERRUPTED

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,16 +27,19 @@ _EMBEDDED = {
     # Ray resolves 127.0.0.1 to the address that other machines see, unless it is told
     # that this node will never join any; the name of the switch is historical.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Other users of this machine reach its loopback, too: ask them for a token that only
-    # this process and its children know, instead of one left in the home directory.
-    "RAY_AUTH_MODE": "token",
 }
 
 
 @cache
-def _token() -> str:
-    """One for the life of the process: Ray keeps the first that it sees."""
-    return secrets.token_hex(32)
+def _token() -> Mapping[str, str]:
+    """A password of embedded Ray, decided once: Ray keeps what it sees at its first import.
+
+    Other users of this machine reach its loopback, too: they are asked for a token that only
+    this process and its children know. Where Ray was imported before, it is too late for one.
+    """
+    if "ray" in sys.modules:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def ray_module() -> Any:
@@ -62,7 +66,7 @@ def session(address: str | None, at_least_cpus: int = 0) -> Iterator[Any]:
             folder = stack.enter_context(
                 TemporaryDirectory(prefix="zfscale-", dir="/tmp", ignore_cleanup_errors=True)
             )
-            stack.enter_context(_environment(_EMBEDDED | {"RAY_AUTH_TOKEN": _token()}))
+            stack.enter_context(_environment({**_EMBEDDED, **_token()}))
         ray = ray_module()
         stack.callback(ray.shutdown)
         with _handler_kept(signal.SIGTERM):

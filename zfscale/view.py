@@ -80,7 +80,7 @@ def _remembered(job: Job) -> Job:
     job = Job.model_validate(remembered | said)
     for key in ("model", "images"):
         if not getattr(job, key):
-            raise UsageError(f"{key}: missing, and there is no run at {job.run} that knows it")
+            raise UsageError(f"{key}: missing, and no run at {job.run} knows it")
     places = {"images": tuple(files.canonical(place) for place in job.images)}
     named = {
         key: files.canonical(value)
@@ -88,13 +88,10 @@ def _remembered(job: Job) -> Job:
         if value is not None and not value.startswith("seed:")
     }
     job = job.model_copy(update=places | named)
-    if "scan" not in job.analyses and list(remembered.get("images", job.images)) != list(
-        job.images
-    ):
-        raise UsageError(
-            f"images: {job.run} holds a scan of {remembered['images']}; leave images out of a "
-            "job that does not scan"
-        )
+    scanned = tuple(remembered.get("images", job.images))
+    if "scan" not in job.analyses and scanned != job.images:
+        told = "leave images out of a job that does not scan"
+        raise UsageError(f"images: {job.run} holds a scan of {scanned}; {told}")
     for place in job.images:
         if f"{job.run}/".startswith(f"{place}/") or place.startswith(f"{job.run}/"):
             raise UsageError(f"run: {job.run} and the images at {place} lie one inside the other")

@@ -210,14 +210,15 @@ class RunView:
         self.ledger.commit(withdrawn=sorted(own), facts={name: None})
         for path in damaged:
             self.storage.delete(path)
-        written = [file for array in specs for file in arrays.create(self.storage, array)]
+        created = (file for array in specs for file in arrays.create(self.storage, array))
+        written = {file.path: file for file in created}
         for file in self._write(step, tasks):
-            if file.path in {earlier.path for earlier in written}:
+            if file.path in written:
                 raise ValueError(f"pass {step.name} publishes {file.path} twice: it was replaced")
-            written.append(file)
+            written[file.path] = file
         for table in sorted(own):
-            tables.remove_stale(self.storage, table, written)
-        self.ledger.commit(published=written, facts=facts)
+            tables.remove_stale(self.storage, table, written.values())
+        self.ledger.commit(published=written.values(), facts=facts)
         self._damaged -= damaged
         return True
 

@@ -46,8 +46,8 @@ def zfscale(work: Work) -> Found:
     position = {image_id(str(i).encode()): i for i in range(len(work.pixels))}
     ids = [f"{h:016x}{low:016x}" for h, low in zip(rows["high"], rows["low"], strict=True)]
     places = torch.tensor([position[each] for each in ids])
-    layers = [torch.from_numpy(rows["layer"] == layer.name) for layer in work.network.layers]
-    return [places[mine].view(-1, work.k) for mine in layers]
+    channels = [layer.channels for layer in work.network.layers]
+    return list(places.view(-1, work.k).split(channels))
 
 
 @torch.inference_mode()

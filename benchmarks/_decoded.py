@@ -39,8 +39,11 @@ def batches(pixels: torch.Tensor, size: int) -> list[Batch]:
     found = []
     for start in range(0, len(pixels), size):
         chosen = pixels[start : start + size]
-        padding = chosen.new_zeros((size - len(chosen), *chosen.shape[1:]))
-        found.append(Batch(torch.cat([chosen, padding]), tuple(images[start : start + size])))
+        batch = torch.zeros_like(pixels[:1].expand(size, -1, -1, -1)).contiguous(
+            memory_format=torch.channels_last
+        )
+        batch[: len(chosen)] = chosen
+        found.append(Batch(batch, tuple(images[start : start + size])))
     return found
 
 

@@ -54,8 +54,9 @@ def kind() -> str:
 
 
 def decoded(count: int, preprocessing: Preprocessing) -> torch.Tensor:
-    """Pixels that a network takes, uint8 (count, 3, H, W)."""
-    return torch.stack([decode(data, preprocessing).pixels for data in encoded(count)])
+    """Pixels that a network takes, uint8 (count, 3, H, W), channels last."""
+    pixels = torch.stack([decode(data, preprocessing).pixels for data in encoded(count)])
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def write(folder: Path, files: Sequence[bytes], shard: int = SHARD) -> str:

@@ -20,7 +20,7 @@ from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
 from zfscale import driver, sources, view
 from zfscale.cluster.pool import RayPool
-from zfscale.convnet.network import set_determinism
+from zfscale.convnet.runtime import prepare
 from zfscale.events import Event, Progressed, StageDone
 from zfscale.job import Job
 from zfscale.sources.decode import decode_ahead
@@ -47,7 +47,7 @@ def job_seconds(job: Job, start: Start) -> float:
 
 def _measure(job: Job, rounds: int) -> tuple[str, ...]:
     setup = view.resolve(job)
-    set_determinism(setup.threads)
+    prepare(setup.threads)
     network = load_network(setup.job, "cpu")
     recipe = network.preprocessing
     shards = sources.find(job.images)[1:]

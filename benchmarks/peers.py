@@ -23,7 +23,7 @@ from benchmarks._decoded import batches
 from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
 from zfscale import models
-from zfscale.convnet.network import set_determinism
+from zfscale.convnet.runtime import prepare
 
 
 @torch.inference_mode()
@@ -59,7 +59,7 @@ def agreement(found: Found, maxima: list[torch.Tensor]) -> float:
 
 def run(count: int = 1000, k: int = 9, batch: int = 32, rounds: int = 3) -> Report:
     threads = os.cpu_count() or 1
-    set_determinism(threads)
+    prepare(threads)
     network = models.load("torchvision:alexnet", "seed:0")
     pixels = _images.decoded(count, network.preprocessing)
     work = Work(network, pixels, network.normalise(pixels).contiguous(), k, batch)

@@ -16,7 +16,8 @@ from benchmarks._report import Report
 from benchmarks._timing import seconds
 from zfscale import models
 from zfscale.analyses import Batch
-from zfscale.convnet.network import Network, set_determinism
+from zfscale.convnet.network import Network
+from zfscale.convnet.runtime import prepare
 
 MODELS = ("zfscale:alexnet", "zfscale:zfnet", "torchvision:alexnet")
 K = 9
@@ -41,7 +42,7 @@ def compare(network: Network, given: Sequence[Batch]) -> tuple[float, float]:
 
 def run(names: Sequence[str] = MODELS, count: int = 1000, batch: int = 32) -> Report:
     threads = os.cpu_count() or 1
-    set_determinism(threads)
+    prepare(threads)
     rows = []
     for name in names:
         network = models.load(name, "seed:0")

@@ -122,7 +122,13 @@ class Feed:
 
     def _blank(self) -> torch.Tensor:
         shape = (self.batch, 3, *self.preprocessing.crop)
-        return torch.zeros(shape, dtype=torch.uint8, pin_memory=self.device == "cuda")
+        blank = torch.empty(
+            shape,
+            dtype=torch.uint8,
+            memory_format=torch.channels_last,
+            pin_memory=self.device == "cuda",
+        )
+        return blank.zero_()
 
 
 def _samples(task: Task) -> Iterator[Sample]:

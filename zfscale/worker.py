@@ -16,7 +16,8 @@ import torch
 
 from zfscale import analyses, models
 from zfscale.analyses import Batch, Output, Pass
-from zfscale.convnet.network import Network, set_determinism
+from zfscale.convnet.network import Network
+from zfscale.convnet.runtime import prepare
 from zfscale.errors import UsageError
 from zfscale.feed import Feed
 from zfscale.job import Job
@@ -68,7 +69,7 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         if setup.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device: cuda: there is no GPU that torch can use; use auto or cpu")
-        set_determinism(setup.threads)
+        prepare(setup.threads)
         self.setup = setup
         self.storage = open_storage(setup.job.run)
         self.passes = passes(setup.job)

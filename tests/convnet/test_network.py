@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from zfscale.convnet import geometry, switches
-from zfscale.convnet.network import Network, set_determinism
+from zfscale.convnet import geometry, instrument, switches
+from zfscale.convnet.network import Network
 from zfscale.errors import UnsupportedOperation, UsageError
 from zfscale.models import zfnet
 from zfscale.records import Preprocessing
@@ -183,14 +183,26 @@ def test_a_module_that_returns_no_tensor_is_named():
         Network(Pair(), SQUARE, "mine")
 
 
-def test_determinism_holds_for_all_that_follows():
-    threads = torch.get_num_threads()
-    try:
-        set_determinism(threads=1)
-        assert torch.get_num_threads() == 1
-        assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.backends.cudnn.benchmark
-        assert not torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.set_num_threads(threads)
+@pytest.mark.parametrize("shape", [(11,), (5, 11)])
+def test_fully_connected_layers_equal_those_of_torch(shape):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(6, 11), torch.randn(6)
+    inputs = torch.randn(3, *shape)
+    found = instrument.linear(inputs, weight, bias)
+    torch.testing.assert_close(found, nn.functional.linear(inputs, weight, bias))
+    assert found.is_contiguous()
+
+
+def test_the_program_computes_fully_connected_layers_its_own_way(monkeypatch):
+    calls = []
+    own = instrument.linear
+
+    def count(*operands):
+        calls.append(operands[0].shape)
+        return own(*operands)
+
+    monkeypatch.setattr(instrument, "linear", count)
+    network = Network(small().eval(), SQUARE)
+    _, output = shown(network, network.layers)
+    assert calls == [(3, 6 * 49), (3, 5)]
+    torch.testing.assert_close(output, network.module(network.normalise(PIXELS)))

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from zfscale.convnet.network import Network
-from zfscale.convnet.observe import observe
-from zfscale.convnet.topk import Identity, Winners, merge
-from zfscale.records import Preprocessing
+from zfscale.convnet.observe import Observation, observe
+from zfscale.convnet.topk import Identity, Leaders
+from zfscale.records import Columns, Preprocessing
 
 SIDE = 16
 BATCH = 8
@@ -52,17 +52,22 @@ def _who(count: int) -> Identity:
     return Identity.of([f"{number:032x}" for number in range(count)], [0] * count)
 
 
-def _rows(network: Network, pixels: torch.Tensor, who: Identity) -> dict[str, dict]:
-    best = {layer.name: Winners.empty(layer.channels) for layer in network.layers}
-    seen = observe(network, network.layers, pixels, who, best, K)
-    return {name: merge([found], K).rows() for name, found in seen.winners.items()}
+def _observe(network: Network, pixels: torch.Tensor, who: Identity) -> Observation:
+    bar = Leaders(sum(layer.channels for layer in network.layers), K).bar
+    return observe(network, network.layers, pixels, who, bar)
+
+
+def _rows(network: Network, pixels: torch.Tensor, who: Identity) -> Columns:
+    leaders = Leaders(sum(layer.channels for layer in network.layers), K)
+    seen = _observe(network, pixels, who)
+    leaders.add(seen.bar, seen.candidates)
+    return leaders.winners().rows()
 
 
 def test_an_image_that_fails_late_leaves_no_trace_early(network: Network) -> None:
     pixels = _pixels(6)
     pixels[2:4] = 0  # black: 1 / 0 after conv1
-    best = {layer.name: Winners.empty(layer.channels) for layer in network.layers}
-    seen = observe(network, network.layers, pixels, _who(6), best, K)
+    seen = _observe(network, pixels, _who(6))
     assert seen.finite.tolist() == [True, True, False, False, True, True]
     assert seen.logits is not None
     assert np.isfinite(seen.logits).all()  # the logits alone would not tell
@@ -73,15 +78,13 @@ def test_an_image_that_fails_late_leaves_no_trace_early(network: Network) -> Non
     who = Identity.of([f"{number:032x}" for number in kept], [0] * 4)
     expected = _rows(network, alone, who)
     found = _rows(network, pixels, _who(6))
-    for name in expected:
-        for column in ("feature", "rank", "score", "low", "y", "x"):
-            np.testing.assert_array_equal(found[name][column], expected[name][column])
+    for column in ("feature", "rank", "score", "low", "y", "x"):
+        np.testing.assert_array_equal(found[column], expected[column])
 
 
 def test_padding_is_no_image(network: Network) -> None:
     rows = _rows(network, _pixels(3), _who(3))
-    assert set(rows["conv1"]["low"].tolist()) <= {0, 1, 2}
-    best = {layer.name: Winners.empty(layer.channels) for layer in network.layers}
-    seen = observe(network, network.layers, _pixels(3), _who(3), best, K)
+    assert set(rows["low"].tolist()) <= {0, 1, 2}
+    seen = _observe(network, _pixels(3), _who(3))
     assert seen.scores.shape == (3, 5 + 4)
     assert seen.finite.all()

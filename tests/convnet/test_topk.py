@@ -5,22 +5,35 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfscale.convnet.topk import Identity, Winners, candidates, merge, positions, row_maxima, update
+from zfscale.convnet.topk import (
+    Identity,
+    Leaders,
+    Winners,
+    candidates,
+    merge,
+    positions,
+    raised,
+    row_maxima,
+)
 
 FEATURES = 3
 
 
-def _winners(entries: list[tuple[int, float, int, int]]) -> Winners:
+def _rows(entries: list[tuple[int, float, int, int]]) -> dict[str, np.ndarray]:
     """Entries (feature, score, image, label); an image scores what its number says."""
-    feature = np.array([e[0] for e in entries], np.int64)
-    return Winners.scatter(
-        FEATURES,
-        feature,
-        score=np.array([e[1] for e in entries], np.float32),
-        high=np.array([e[2] // 8 for e in entries], np.uint64),
-        low=np.array([e[2] % 8 for e in entries], np.uint64),
-        label=np.array([e[3] for e in entries], np.int64),
-    )
+    return {
+        "feature": np.array([e[0] for e in entries], np.int64),
+        "score": np.array([e[1] for e in entries], np.float32),
+        "high": np.array([e[2] // 8 for e in entries], np.uint64),
+        "low": np.array([e[2] % 8 for e in entries], np.uint64),
+        "y": np.zeros(len(entries), np.int64),
+        "x": np.zeros(len(entries), np.int64),
+        "label": np.array([e[3] for e in entries], np.int64),
+    }
+
+
+def _winners(entries: list[tuple[int, float, int, int]]) -> Winners:
+    return Winners.of(FEATURES, _rows(entries))
 
 
 def _table(winners: Winners) -> list[tuple]:
@@ -66,29 +79,42 @@ def test_merge_is_commutative_associative_idempotent(a, b, c, k) -> None:
     assert _table(merge([merge([a, b], k), a, c, b], k)) == whole
 
 
-@given(entries, entries, st.integers(1, 5))
-def test_update_is_merge(a, b, k) -> None:
-    best, found = merge([_winners(a)], k), _winners(b)
-    assert _table(update(best, found, k)) == _table(merge([best, found], k))
-
-
-@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 12))
-def test_candidates_never_drop_a_winner(seed, k, images) -> None:
+@given(st.integers(0, 2**32), st.integers(1, 4), st.lists(st.integers(0, 12), max_size=8))
+def test_leaders_of_many_batches_equal_a_full_sort(seed, k, sizes) -> None:
     rng = np.random.default_rng(seed)
-    scores = rng.integers(0, 4, (images, FEATURES)).astype(np.float32)
-    scores[rng.random(scores.shape) < 0.1] = -np.inf
-    old = [(f, float(rng.integers(0, 4)), 100 + i, 0) for f in range(FEATURES) for i in range(6)]
-    best = merge([_winners(old)], k)
-    new = [
-        (f, float(scores[i, f]), i, 0)
-        for i in range(images)
-        for f in range(FEATURES)
-        if np.isfinite(scores[i, f])
-    ]
-    mask = candidates(scores, best, k)
-    kept = [entry for entry in new if mask[entry[2], entry[0]]]
-    assert _table(merge([best, _winners(kept)], k)) == _full_sort(old + new, k)
-    assert not mask[np.isinf(scores)].any()
+    leaders = Leaders(FEATURES, k)
+    every = []
+    for size in sizes:
+        scores = rng.integers(0, 4, (size, FEATURES)).astype(np.float32)  # many ties
+        scores[rng.random(scores.shape) < 0.1] = -np.inf
+        # Numbers that no earlier image has, in any order: a tie goes to the smaller.
+        images = rng.permutation(size) + 1000 * rng.permutation(100)[0] + 100_000 * len(every)
+        new = [
+            (f, float(scores[i, f]), int(images[i]), 0)
+            for i in range(size)
+            for f in range(FEATURES)
+            if np.isfinite(scores[i, f])
+        ]
+        bar = raised(leaders.bar, scores)
+        mask = candidates(scores, bar)
+        assert not mask[np.isinf(scores)].any()
+        row = {int(image): i for i, image in enumerate(images)}
+        leaders.add(bar, _rows([entry for entry in new if mask[row[entry[2]], entry[0]]]))
+        every += new
+    assert _table(leaders.winners()) == _full_sort(every, k)
+
+
+def test_images_below_the_bar_are_no_candidates() -> None:
+    bar = raised(np.full((2, 1), -np.inf, np.float32), np.array([[3], [5], [4]], np.float32))
+    assert sorted(bar[:, 0]) == [4, 5]
+    found = candidates(np.array([[3.9], [4], [6]], np.float32), bar)
+    assert found[:, 0].tolist() == [False, True, True]
+
+
+def test_features_are_numbered_from_zero_in_a_part() -> None:
+    rows = [(f, float(10 * f + i), i, 0) for f in range(FEATURES) for i in range(2)]
+    part = _table(_winners(rows).features(1, 3))
+    assert part == _table(Winners.of(2, _rows([(f - 1, s, i, n) for f, s, i, n in rows if f])))
 
 
 def test_positions_are_the_first_maximum_in_reading_order() -> None:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class Batch:
     """Decoded images of one task, never of two.
 
-    `pixels` is uint8 (B, 3, H, W) on the worker's device; rows from `len(images)` on are padding.
+    `pixels` is uint8 (B, 3, H, W), channels last, on the worker's device; rows from `len(images)`
+    on are padding.
     """
 
     pixels: torch.Tensor

@@ -21,7 +21,7 @@ from zfscale.analyses._tables import FEATURES, IMAGES, WINNERS
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.observe import observe
 from zfscale.convnet.statistics import Tally
-from zfscale.convnet.topk import Identity, Winners, merge, update
+from zfscale.convnet.topk import Identity, Leaders, Winners, merge
 from zfscale.records import Columns, Reason, Status, Table, Task
 
 
@@ -81,26 +81,27 @@ class Scan:
         ]
 
     def run(self, context: Context, _: Task) -> Output:
-        """Scan the images of one task: its winners, sums and predictions."""
+        """Scan the images of one task: its winners, sums and predictions.
+
+        In these tables the features of all layers are numbered through.
+        """
         layers = context.network.choose(self.names)
-        best = {layer.name: Winners.empty(layer.channels) for layer in layers}
-        tally = Tally(sum(layer.channels for layer in layers))
+        features = sum(layer.channels for layer in layers)
+        leaders, tally = Leaders(features, self.k), Tally(features)
         predictions = [no_predictions()]
         for batch in context.batches():
             who = Identity.of(
                 [image.id for image in batch.images], [image.label for image in batch.images]
             )
-            seen = observe(context.network, layers, batch.pixels, who, best, self.k)
+            seen = observe(context.network, layers, batch.pixels, who, leaders.bar)
             for index in np.flatnonzero(~seen.finite):
                 context.quarantine(batch.images[index], Reason.NON_FINITE)
-            for name, found in seen.winners.items():
-                best[name] = update(best[name], found, self.k)
+            leaders.add(seen.bar, seen.candidates)
             tally.add(seen.scores[seen.finite], who.label[seen.finite])
             predictions.append(predict(batch, who, seen))
-        rows = [_named(name, winners.rows()) for name, winners in best.items()]
         return Output(
             {
-                "winners": _stack(rows),
+                "winners": leaders.winners().rows(),
                 "sums": tally.rows(),
                 "predictions": _stack(predictions),
             }
@@ -110,22 +111,19 @@ class Scan:
         """Merge the tasks: images as they come, then features and winners layer by layer."""
         layers = view.network.choose(self.names)
         done = view.done("scan")
-        tally = Tally(sum(layer.channels for layer in layers))
-        best = {layer.name: Winners.empty(layer.channels) for layer in layers}
+        features = sum(layer.channels for layer in layers)
+        tally, best = Tally(features), Winners.empty(features)
         for task in tasks:
             read = done[task.id]
             tally.merge(read("sums"))
-            rows = read("winners")
-            for layer in layers:
-                part = _scatter(rows, layer)
-                best[layer.name] = merge([best[layer.name], part], self.k)
+            best = merge([best, Winners.of(features, read("winners"))], self.k)
             yield IMAGES, join(read("outcomes"), read("predictions"))
         summary, start = tally.summary(), 0
         for layer in layers:
             stop = start + layer.channels
             columns = {name: values[start:stop] for name, values in summary.items()}
             yield FEATURES, _named(layer.name, {"feature": np.arange(layer.channels)} | columns)
-            yield WINNERS, _final(view, layer, best[layer.name])
+            yield WINNERS, _final(view, layer, best.features(start, stop))
             start = stop
 
 
@@ -154,13 +152,6 @@ def _named(layer: str, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 def _stack(parts: Sequence[Columns]) -> Columns:
     return {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _scatter(rows: Columns, layer: Layer) -> Winners:
-    mine = rows["layer"] == layer.name
-    names = ("score", "high", "low", "y", "x", "label")
-    columns = {name: np.asarray(rows[name][mine]) for name in names}
-    return Winners.scatter(layer.channels, rows["feature"][mine], **columns)
 
 
 def _final(view: View, layer: Layer, best: Winners) -> Columns:

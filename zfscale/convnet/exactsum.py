@@ -29,11 +29,14 @@ def split(values: NDArray[Any]) -> dict[int, NDArray[np.float64]]:
     """
     rest = np.array(values, dtype=np.float64)
     pieces = {}
-    while rest.any():
-        bin_ = (int(np.frexp(np.abs(rest).max())[1]) - 1) // BITS
+    while (largest := max(rest.max(initial=0), -rest.min(initial=0))) > 0:
+        bin_ = (int(np.frexp(largest)[1]) - 1) // BITS
         unit = 2.0 ** (BITS * bin_)
-        pieces[bin_] = np.trunc(rest / unit) * unit
-        rest -= pieces[bin_]
+        piece = rest / unit
+        np.trunc(piece, out=piece)
+        piece *= unit
+        rest -= piece
+        pieces[bin_] = piece
     return pieces
 
 

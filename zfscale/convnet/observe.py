@@ -5,7 +5,7 @@ Knows the network and the top-k; not where images come from or where results go.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.topk import Identity, Winners, candidates, positions, row_maxima
+from zfscale.convnet.topk import Identity, candidates, positions, raised, row_maxima
+from zfscale.records import Columns
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,16 @@ class Observation:
     """What one forward pass over n images showed.
 
     `finite` (n,) tells which images gave finite activations in every observed layer and finite
-    logits. `scores` (n, C) are the maxima over the maps of all layers, side by side. `winners`
-    are candidates for the top k of each layer, finite images only. `logits` is (n, classes),
-    or None where the network does not end in one number a class.
+    logits. `scores` (n, C) are the maxima over the maps of all layers, side by side. `bar` (k, C)
+    are the k best scores so far, and `candidates` those who may be among the k best, as
+    `topk.Leaders` takes them; both of finite images only. `logits` is (n, classes), or None where
+    the network does not end in one number a class.
     """
 
     finite: NDArray[np.bool_]
     scores: NDArray[np.float32]
-    winners: Mapping[str, Winners]
+    bar: NDArray[np.float32]
+    candidates: Columns
     logits: NDArray[np.float32] | None
 
 
@@ -37,17 +40,17 @@ def observe(
     layers: Sequence[Layer],
     pixels: torch.Tensor,
     identity: Identity,
-    best: Mapping[str, Winners],
-    k: int,
+    bar: NDArray[np.float32],
 ) -> Observation:
     """Forward `pixels` (uint8 (B, 3, H, W)), of which the first n = len(identity) are images.
 
+    `bar` (k, C) holds the k best scores so far, of all layers side by side.
     An image that turns out not to be finite in a late layer may have displaced others in an
     earlier one, so the batch is observed again without it.
     """
     finite = np.ones(len(identity), bool)
     while True:
-        observation = _observe(network, layers, pixels, identity, best, k, finite)
+        observation = _observe(network, layers, pixels, identity, bar, finite)
         if observation.finite.sum() == finite.sum():
             return observation
         finite = observation.finite
@@ -58,37 +61,41 @@ def _observe(
     layers: Sequence[Layer],
     pixels: torch.Tensor,
     identity: Identity,
-    best: Mapping[str, Winners],
-    k: int,
+    bar: NDArray[np.float32],
     accepted: NDArray[np.bool_],
 ) -> Observation:
     n = len(accepted)
-    scores: dict[str, NDArray[np.float32]] = {}
-    winners: dict[str, Winners] = {}
+    ends = np.cumsum([layer.channels for layer in layers])
+    start = {layer.name: int(end) - layer.channels for layer, end in zip(layers, ends, strict=True)}
+    scores = np.empty((n, ends[-1]), np.float32)
+    bar = bar.copy()
+    found: list[tuple[NDArray[np.int64], ...]] = []
 
     def visit(name: str, activations: torch.Tensor) -> None:
         rows = row_maxima(activations[:n])
         maxima = rows.amax(2).float().cpu().numpy()
-        scores[name] = maxima
+        mine = slice(start[name], start[name] + maxima.shape[1])
+        scores[:, mine] = maxima
         eligible = np.where(accepted[:, None] & np.isfinite(maxima), maxima, -np.inf)
-        image, feature = np.nonzero(candidates(eligible, best[name], k))
+        bar[:, mine] = raised(bar[:, mine], eligible)
+        image, feature = np.nonzero(candidates(eligible, bar[:, mine]))
         y, x = positions(activations, rows, image, feature)
-        winners[name] = Winners.scatter(
-            eligible.shape[1],
-            feature,
-            score=eligible[image, feature],
-            high=identity.high[image],
-            low=identity.low[image],
-            y=y,
-            x=x,
-            label=identity.label[image],
-        )
+        found.append((image, feature + mine.start, y, x))
 
     output = network.forward(pixels, layers, visit)
-    stacked = np.concatenate([scores[layer.name] for layer in layers], axis=1)
-    finite = accepted & np.isfinite(stacked).all(1)
+    finite = accepted & np.isfinite(scores).all(1)
     logits = None
     if output.ndim == 2:
         logits = output[:n].float().cpu().numpy()
         finite &= np.isfinite(logits).all(1)
-    return Observation(finite, stacked, winners, logits)
+    image, feature, y, x = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rows = {
+        "feature": feature,
+        "score": scores[image, feature],
+        "high": identity.high[image],
+        "low": identity.low[image],
+        "y": y,
+        "x": x,
+        "label": identity.label[image],
+    }
+    return Observation(finite, scores, bar, rows, logits)

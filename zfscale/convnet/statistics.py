@@ -17,6 +17,8 @@ from zfscale.records import Columns
 
 TOP_CLASSES = 5
 UNLABELLED = -1
+WAITING = 1 << 16
+"""Scores that may wait to be counted: as many as a processor's cache holds."""
 
 
 class Tally:
@@ -29,16 +31,30 @@ class Tally:
         self.squares = ExactSum()
         self.active = np.zeros(features, np.int64)
         self.maximum = np.full(features, -np.inf, np.float32)
+        self._waiting: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
 
     def add(self, scores: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
         """Count n images: `scores` (n, C) finite maxima, `labels` (n,) with -1 for unknown."""
-        if not len(scores):
+        if len(scores):
+            self._waiting.append((scores, labels))
+        # Many images at once cost less than as many batches.
+        if sum(len(labels) for _, labels in self._waiting) * self.features > WAITING:
+            self._count()
+
+    def _count(self) -> None:
+        if not self._waiting:
             return
-        pieces = split(scores)
-        for label in np.unique(labels).tolist():
-            chosen = labels == label
-            self.images[label] += int(chosen.sum())
-            self.sums[label].add({bin_: piece[chosen].sum(0) for bin_, piece in pieces.items()})
+        scores, labels = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting = []
+        order = np.argsort(labels, kind="stable")
+        scores = scores[order]
+        found, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+        for label, images in zip(found.tolist(), counts.tolist(), strict=True):
+            self.images[label] += images
+        for bin_, piece in split(scores).items():
+            by_label = np.add.reduceat(piece, starts, axis=0)
+            for label, values in zip(found.tolist(), by_label, strict=True):
+                self.sums[label].add({bin_: values})
         squares = split(scores.astype(np.float64) ** 2)
         self.squares.add({bin_: piece.sum(0) for bin_, piece in squares.items()})
         self.active += (scores > 0).sum(0)
@@ -46,6 +62,7 @@ class Tally:
 
     def rows(self) -> Columns:
         """The tally as a table: statistic, label, bin, values (C numbers; 1 for images)."""
+        self._count()
         rows: list[tuple[str, int, int, NDArray[Any]]] = [
             ("active", UNLABELLED, 0, self.active.astype(np.float64)),
             ("maximum", UNLABELLED, 0, self.maximum.astype(np.float64)),
@@ -90,6 +107,7 @@ class Tally:
         where fewer than two classes are known or m + r is not positive. `top_classes` are the
         five classes of the highest means, `top_class` the first.
         """
+        self._count()
         shape = (self.features,)
         count = sum(self.images.values())
         total = ExactSum()

@@ -16,6 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zfscale.records import Columns
+
+WAITING = 4
+"""Candidates that may wait to be merged, for every place among the k best."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -68,15 +73,19 @@ class Winners:
         )
 
     @staticmethod
-    def scatter(features: int, feature: NDArray[np.int64], **columns: NDArray[Any]) -> Winners:
-        """From n entries in rows: `feature` (n,) says whose each is, `columns` are the fields."""
-        order = np.argsort(feature, kind="stable")
-        row = feature[order]
+    def of(features: int, rows: Columns) -> Winners:
+        """From n entries in rows, in any order: the fields, and `feature`, whose each entry is."""
+        order = np.argsort(rows["feature"], kind="stable")
+        row = np.asarray(rows["feature"])[order]
         place = np.arange(len(row)) - np.searchsorted(row, row)
         winners = Winners.empty(features, int(place.max(initial=-1)) + 1)
-        for name, values in columns.items():
-            getattr(winners, name)[row, place] = values[order]
+        for field in fields(Winners):
+            getattr(winners, field.name)[row, place] = np.asarray(rows[field.name])[order]
         return winners
+
+    def features(self, start: int, stop: int) -> Winners:
+        """Those of the features from `start` to before `stop`, numbered from 0."""
+        return Winners(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """The taken places as columns: feature, rank, then the fields; ordered by both."""
@@ -104,26 +113,6 @@ def merge(parts: Sequence[Winners], k: int) -> Winners:
     return Winners(**{name: array[:, :k] for name, array in stacked.items()})
 
 
-def update(best: Winners, found: Winners, k: int) -> Winners:
-    """`merge([best, found], k)` at the cost of the features for which something was found.
-
-    In the middle of a scan these are few.
-    """
-    if best.score.shape[1] < k:
-        return merge([best, found], k)
-    rows = np.flatnonzero((found.score > -np.inf).any(1))
-    merged = merge([_take(best, rows), _take(found, rows)], k)
-    columns = {}
-    for field in fields(Winners):
-        columns[field.name] = getattr(best, field.name).copy()
-        columns[field.name][rows] = getattr(merged, field.name)
-    return Winners(**columns)
-
-
-def _take(winners: Winners, rows: NDArray[np.intp]) -> Winners:
-    return Winners(**{field.name: getattr(winners, field.name)[rows] for field in fields(Winners)})
-
-
 def _sort(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     # The label breaks the tie between two copies of one image that carry different labels.
     keys = (columns["label"], columns["low"], columns["high"], -columns["score"])
@@ -131,17 +120,66 @@ def _sort(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {name: np.take_along_axis(array, order, axis=1) for name, array in columns.items()}
 
 
-def candidates(scores: NDArray[np.float32], best: Winners, k: int) -> NDArray[np.bool_]:
-    """Which images of a batch may enter the k best so far; shape (n, C) like `scores`.
+class Leaders:
+    """The k best of C features while images come in, each image once.
+
+    Candidates wait until they are worth a merge. Meanwhile `bar` says what can still enter.
+    """
+
+    def __init__(self, features: int, k: int) -> None:
+        self.bar = np.full((k, features), -np.inf, np.float32)
+        self._best = Winners.empty(features)
+        self._waiting: list[Columns] = []
+
+    def add(self, bar: NDArray[np.float32], found: Columns) -> None:
+        """Take in one batch: the bar it has raised, and its candidates, a row each.
+
+        `found` has the columns of `Winners` and `feature`, whose each candidate is.
+        """
+        self.bar = bar
+        self._waiting.append(found)
+        if sum(len(rows["feature"]) for rows in self._waiting) > WAITING * bar.size:
+            self._merge()
+
+    def winners(self) -> Winners:
+        """The k best of what came in."""
+        self._merge()
+        return self._best
+
+    def _merge(self) -> None:
+        if self._waiting:
+            names = self._waiting[0]
+            rows = {name: np.concatenate([part[name] for part in self._waiting]) for name in names}
+            k, features = self.bar.shape
+            # The bar has risen since most of them came in.
+            still = rows["score"] >= self.bar.min(0)[rows["feature"]]
+            found = _first({name: values[still] for name, values in rows.items()}, k)
+            self._best = merge([self._best, Winners.of(features, found)], k)
+            self._waiting = []
+
+
+def _first(rows: Columns, k: int) -> Columns:
+    """Of entries in rows, the first k of every feature in the total order."""
+    keys = (rows["label"], rows["low"], rows["high"], -rows["score"], rows["feature"])
+    order = np.lexsort(keys)
+    feature = rows["feature"][order]
+    rank = np.arange(len(feature)) - np.searchsorted(feature, feature)
+    return {name: values[order[rank < k]] for name, values in rows.items()}
+
+
+def raised(bar: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The k best scores of every feature, in no order: of `bar` (k, C) and `scores` (n, C)."""
+    every = np.concatenate([bar, scores])
+    return np.partition(every, len(scores), axis=0)[len(scores) :]
+
+
+def candidates(scores: NDArray[np.float32], bar: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of `scores` (n, C) may be among the k best, whose scores `bar` (k, C) holds.
 
     An image that ties with the k-th best may win by its id, so ties are let through.
     Scores of -inf never enter.
     """
-    mask = scores > -np.inf
-    if best.score.shape[1] >= k:
-        mask &= scores >= best.score[:, k - 1]
-    if len(scores) > k:
-        mask &= scores >= np.partition(scores, len(scores) - k, axis=0)[len(scores) - k]
+    mask: NDArray[np.bool_] = (scores > -np.inf) & (scores >= bar.min(0))
     return mask
 
 

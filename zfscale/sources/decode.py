@@ -62,8 +62,9 @@ _FILLER = bytes(range(128)) * 2
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An image ready for a batch. `pixels` is uint8 (3, *crop), RGB, contiguous; `width` and
-    `height` are those of the encoded image; `id` is its content hash.
+    """An image ready for a batch. `pixels` is uint8 (3, *crop), RGB, its memory in the order of
+    H, W, 3 (channels last); `width` and `height` are those of the encoded image; `id` is its
+    content hash.
     """
 
     id: str
@@ -164,7 +165,7 @@ def _resize_and_crop(pixels: torch.Tensor, preprocessing: Preprocessing) -> torc
     interpolation = InterpolationMode(preprocessing.interpolation)
     resized = transforms.resize(pixels, size, interpolation, antialias=True)
     cropped: torch.Tensor = transforms.center_crop(resized, list(preprocessing.crop))
-    return cropped.contiguous()
+    return cropped.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def decode_ahead(

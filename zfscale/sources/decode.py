@@ -8,6 +8,9 @@ ends the process. docs/images.md says what becomes of odd input, and why.
 from __future__ import annotations
 
 import io
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +36,9 @@ MAX_ASPECT = 200
 
 MIN_SIDE = 8
 """Images with a shorter side, in pixels, are refused: they are tracking pixels and rulers."""
+
+NICE = 15
+"""How far decoding threads stand back, as in nice(1)."""
 
 __all__ = [
     "MAX_ASPECT",
@@ -175,7 +181,7 @@ def decode_ahead(
 
     Content hashes are computed there too. Threads end with the iterator, however it ends.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=_give_way)
     pending: deque[tuple[Sample, Future[Decoded | Quarantine]]] = deque()
     try:
         for sample in samples:
@@ -188,6 +194,12 @@ def decode_ahead(
             yield first, outcome.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Put this thread behind those that compute: they wait for each other, this one has time."""
+    if sys.platform == "linux":  # elsewhere the number would mean another process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _outcome(sample: Sample, preprocessing: Preprocessing) -> Decoded | Quarantine:

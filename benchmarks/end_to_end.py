@@ -32,7 +32,7 @@ MODELS = ("zfscale:alexnet", "zfscale:zfnet")
 EXECUTORS: dict[str, Start] = {"in process": Serial, "embedded Ray": lambda s: RayPool(s, None)}
 
 
-class _Scanned(Exception):  # noqa: N818
+class _Scanned(Exception):
     """The scan stage is done: the rest of the job does not count."""
 
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from zfscale.convnet import geometry, instrument, switches
+from zfscale.convnet import geometry, switches
 from zfscale.convnet.network import Network
 from zfscale.errors import UnsupportedOperation, UsageError
 from zfscale.models import zfnet
@@ -181,28 +181,3 @@ def test_a_module_that_returns_no_tensor_is_named():
 
     with pytest.raises(UsageError, match="mine returns tuple"):
         Network(Pair(), SQUARE, "mine")
-
-
-@pytest.mark.parametrize("shape", [(11,), (5, 11)])
-def test_fully_connected_layers_equal_those_of_torch(shape):
-    torch.manual_seed(0)
-    weight, bias = torch.randn(6, 11), torch.randn(6)
-    inputs = torch.randn(3, *shape)
-    found = instrument.linear(inputs, weight, bias)
-    torch.testing.assert_close(found, nn.functional.linear(inputs, weight, bias))
-    assert found.is_contiguous()
-
-
-def test_the_program_computes_fully_connected_layers_its_own_way(monkeypatch):
-    calls = []
-    own = instrument.linear
-
-    def count(*operands):
-        calls.append(operands[0].shape)
-        return own(*operands)
-
-    monkeypatch.setattr(instrument, "linear", count)
-    network = Network(small().eval(), SQUARE)
-    _, output = shown(network, network.layers)
-    assert calls == [(3, 6 * 49), (3, 5)]
-    torch.testing.assert_close(output, network.module(network.normalise(PIXELS)))

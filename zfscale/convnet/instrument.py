@@ -1,8 +1,7 @@
 """Programs of a network that show what they compute on the way.
 
 A traced network gets calls written into its code, so that a forward pass that is watched runs
-like one that is not. Its fully connected layers are written so that they take less time. Knows
-torch.fx; not which layers are of interest, nor why.
+like one that is not, or faster. Knows torch.fx; not which layers are of interest, nor why.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
-from zfscale.convnet import switches
+from zfscale.convnet import kernels, switches
 from zfscale.convnet.graph import Graph, Node
 from zfscale.convnet.operations import MaxPool
 
@@ -42,36 +40,16 @@ def program(
         if node.op != "placeholder" and not visitors:
             arguments = ("zf_visit", "zf_visit_pool")
             visitors = [watched.placeholder(name, default_value=None) for name in arguments]
-        if _is_linear(module, node):
-            operands = (watched.get_attr(f"{node.target}.{name}") for name in ("weight", "bias"))
-            copies[node] = watched.call_function(linear, (copies[node.args[0]], *operands))
-        else:
-            copies[node] = watched.node_copy(node, copies.__getitem__)
+        copies[node] = watched.node_copy(node, copies.__getitem__)
         for name in names[node]:
             watched.call_function(show, (visitors[0], name, copies[node]))
         if node in pooled:
             maps = copies[node.all_input_nodes[0]]
             how = _how(graph.nodes[pooled[node]])
             watched.call_function(show_switches, (visitors[1], pooled[node], maps, *how))
-    return fx.GraphModule(module, watched)
-
-
-def _is_linear(module: nn.Module, node: fx.Node) -> bool:
-    if node.op != "call_module" or len(node.args) != 1:
-        return False
-    called = module.get_submodule(str(node.target))
-    return type(called) is nn.Linear and called.bias is not None
-
-
-def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """A fully connected layer: `inputs` (B, K) or (..., K), `weight` (N, K), `bias` (N,).
-
-    A batch is much smaller than the weights. On a CPU it takes two thirds of the time if the
-    weights come first in the product (docs/log.md).
-    """
-    if inputs.ndim != 2 or inputs.device.type != "cpu":
-        return functional.linear(inputs, weight, bias)
-    return torch.addmm(bias[:, None], weight, inputs.t()).t().contiguous()
+    result = fx.GraphModule(module, watched)
+    kernels.replace(result)
+    return result
 
 
 def _how(node: Node) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ from zfscale.records import (
     Task,
     image_id,
 )
-from zfscale.sources.decode import Decoded, Quarantine, decode_ahead
+from zfscale.sources.decode import Decoded, Quarantine, decode_ahead, read_ahead
 
 
 class Feed:
@@ -49,7 +49,7 @@ class Feed:
     def batches(self) -> Iterator[Batch]:
         """Batches of exactly B in the order of the source, the last one padded with zeros.
 
-        The next two batches decode while the consumer works on this one.
+        The next two batches are read and decoded while the consumer works on this one.
         """
         pixels = self._blank()
         images: list[Image] = []
@@ -105,7 +105,7 @@ class Feed:
         """Images that decode, once each by content; the others get their outcome here."""
         skip = self.task.images.skip if isinstance(self.task.images, ImageRange) else ()
         seen: set[str] = set()
-        samples = _samples(self.task)
+        samples = read_ahead(_samples(self.task), 2 * self.batch)
         ahead = decode_ahead(samples, self.preprocessing, self.threads, 2 * self.batch)
         for sample, decoded in ahead:
             row = self._rows[sample.index] = _row(sample)

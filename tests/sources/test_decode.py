@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 
 from zfscale import sources
 from zfscale.records import ImageRef, Preprocessing, Reason, Sample, image_id
-from zfscale.sources.decode import MIN_SIDE, Decoded, Quarantine, decode, decode_ahead
+from zfscale.sources.decode import MIN_SIDE, Decoded, Quarantine, decode, decode_ahead, read_ahead
 
 CASES = {case.name: case for case in badfiles.cases()}
 
@@ -220,6 +221,79 @@ def test_decode_ahead_passes_on_errors_of_the_source(preprocessing: Preprocessin
 
     with pytest.raises(TimeoutError):
         list(decode_ahead(broken(), preprocessing, threads=2, ahead=2))
+
+
+@pytest.mark.parametrize("ahead", [1, 7, 100])
+def test_read_ahead_keeps_order_in_a_thread_of_its_own(ahead: int) -> None:
+    readers = set()
+
+    def noted() -> Iterator[Sample]:
+        for sample in samples(20):
+            readers.add(threading.current_thread().name)
+            yield sample
+
+    assert [sample.index for sample in read_ahead(noted(), ahead)] == list(range(20))
+    assert len(readers) == 1
+    assert readers.pop().startswith("read")
+
+
+def test_read_ahead_is_bounded_and_ends_its_thread() -> None:
+    drawn = []
+
+    def counted() -> Iterator[Sample]:
+        for sample in samples(1000):
+            drawn.append(sample.index)
+            yield sample
+
+    stream = read_ahead(counted(), ahead=5)
+    for _ in range(3):
+        next(stream)
+    deadline = time.monotonic() + 5
+    while len(drawn) < 3 + 5 - 1:
+        assert time.monotonic() < deadline, "nothing is read ahead"
+    stream.close()  # type: ignore[attr-defined]
+    assert len(drawn) <= 3 + 5
+    assert not any(thread.name.startswith("read") for thread in threading.enumerate())
+
+
+def test_read_ahead_passes_on_errors_of_the_source() -> None:
+    def broken() -> Iterator[Sample]:
+        yield from samples(3)
+        raise TimeoutError("the storage is away")
+
+    stream = read_ahead(broken(), ahead=10)
+    assert [next(stream).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(TimeoutError):
+        next(stream)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_decoding_starts_no_threads_of_torch() -> None:
+    """A team of OpenMP threads for each thread that decodes slows down those that compute."""
+    script = """
+import os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from zfscale.records import Preprocessing
+from zfscale.sources.decode import decode
+torch.set_num_threads(2)
+data = open(sys.argv[1], "rb").read()
+with ThreadPoolExecutor(1) as pool:
+    pool.submit(int).result()
+    before = len(os.listdir("/proc/self/task"))
+    pixels = pool.submit(decode, data, Preprocessing(256, (224, 224), (0, 0, 0))).result().pixels
+    print(len(os.listdir("/proc/self/task")) - before)
+    pool.submit(pixels.contiguous).result()
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(badfiles.encode(badfiles.picture(1, (500, 375))))
+        file.flush()
+        found = subprocess.run(
+            [sys.executable, "-c", script, file.name], check=True, capture_output=True, text=True
+        )
+    # A copy by torch would start one, or this test sees nothing.
+    assert found.stdout.split() == ["0", "1"]
 
 
 def test_photographs_decode_as_with_pillow(shared_data: Path) -> None:

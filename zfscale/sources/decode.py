@@ -8,9 +8,6 @@ ends the process. docs/images.md says what becomes of odd input, and why.
 from __future__ import annotations
 
 import io
-import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,9 +34,6 @@ MAX_ASPECT = 200
 MIN_SIDE = 8
 """Images with a shorter side, in pixels, are refused: they are tracking pixels and rulers."""
 
-NICE = 15
-"""How far decoding threads stand back, as in nice(1)."""
-
 __all__ = [
     "MAX_ASPECT",
     "MAX_PIXELS",
@@ -48,6 +42,7 @@ __all__ = [
     "Quarantine",
     "decode",
     "decode_ahead",
+    "read_ahead",
 ]
 
 # The two calls of torchvision.io that are needed, without its deprecation warning for each image.
@@ -171,7 +166,25 @@ def _resize_and_crop(pixels: torch.Tensor, preprocessing: Preprocessing) -> torc
     interpolation = InterpolationMode(preprocessing.interpolation)
     resized = transforms.resize(pixels, size, interpolation, antialias=True)
     cropped: torch.Tensor = transforms.center_crop(resized, list(preprocessing.crop))
-    return cropped.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    # Copied by numpy: torch would start threads for it, a team for each thread that decodes, and
+    # with more teams than cores those that compute go to sleep whenever they wait (docs/log.md).
+    copied = np.ascontiguousarray(cropped.permute(1, 2, 0).numpy())
+    return torch.from_numpy(copied).permute(2, 0, 1)
+
+
+def read_ahead(samples: Iterator[Sample], ahead: int) -> Iterator[Sample]:
+    """`samples` in their order, read in a thread of their own, at most `ahead` of the consumer.
+
+    The thread ends with the iterator, however it ends.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read")
+    try:
+        pending = deque(pool.submit(next, samples, None) for _ in range(ahead))
+        while (sample := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, samples, None))
+            yield sample
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def decode_ahead(
@@ -181,7 +194,7 @@ def decode_ahead(
 
     Content hashes are computed there too. Threads end with the iterator, however it ends.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=_give_way)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pending: deque[tuple[Sample, Future[Decoded | Quarantine]]] = deque()
     try:
         for sample in samples:
@@ -194,12 +207,6 @@ def decode_ahead(
             yield first, outcome.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _give_way() -> None:
-    """Put this thread behind those that compute: they wait for each other, this one has time."""
-    if sys.platform == "linux":  # elsewhere the number would mean another process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _outcome(sample: Sample, preprocessing: Preprocessing) -> Decoded | Quarantine:

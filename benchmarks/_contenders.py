@@ -1,23 +1,29 @@
 """Who takes part in the benchmark `peers`: each finds the k strongest images of every channel.
 
-A contender takes `Work` and gives `Found`. Its library is imported when it is called.
+A contender takes `Work` and gives `Found`. Its library is imported when it is called. `contend`
+runs one in a process that is its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchvision.transforms.v2.functional import normalize
 
 from benchmarks._decoded import batches, scan_all
+from benchmarks._timing import seconds
+from zfscale import models
 from zfscale.convnet.network import Network
+from zfscale.convnet.runtime import prepare
 from zfscale.records import image_id
 
 LAYERS = ("features.1", "features.4", "features.7", "features.9", "features.11")
@@ -53,10 +59,12 @@ def zfscale(work: Work) -> Found:
 @torch.inference_mode()
 def _topk(work: Work, maxima: Callable[[torch.Tensor], list[torch.Tensor]]) -> Found:
     """The loop that a user writes around `maxima` (B, C) of every layer."""
+    recipe = work.network.preprocessing
     best: list[tuple[torch.Tensor, torch.Tensor]] = []
     for start in range(0, len(work.pixels), work.batch):
         pixels = work.pixels[start : start + work.batch]
-        values = maxima(work.network.normalise(pixels))
+        scaled = pixels.float() * recipe.scale
+        values = maxima(normalize(scaled, list(recipe.mean), list(recipe.std)))
         index = torch.arange(start, start + len(pixels))[:, None]
         new = [(value, index.expand_as(value)) for value in values]
         if best:
@@ -69,7 +77,7 @@ def _topk(work: Work, maxima: Callable[[torch.Tensor], list[torch.Tensor]]) -> F
     return [index.T for _, index in best]
 
 
-def _hooked(work: Work, model: nn.Module) -> Found:
+def _hooked(work: Work, model: nn.Module, layout: torch.memory_format) -> Found:
     kept: dict[str, torch.Tensor] = {}
     with contextlib.ExitStack() as stack:
         for name in LAYERS:
@@ -79,15 +87,20 @@ def _hooked(work: Work, model: nn.Module) -> Found:
 
             handle = model.get_submodule(name).register_forward_hook(keep)
             stack.callback(handle.remove)
-        return _topk(work, lambda inputs: [model(inputs), *map(kept.get, LAYERS)][1:])
+
+        def maxima(inputs: torch.Tensor) -> list[torch.Tensor]:
+            model(inputs.contiguous(memory_format=layout))
+            return [kept[name] for name in LAYERS]
+
+        return _topk(work, maxima)
 
 
 def plain_loop(work: Work) -> Found:
-    return _hooked(work, work.contiguous())
+    return _hooked(work, work.contiguous(), torch.contiguous_format)
 
 
 def plain_loop_channels_last(work: Work) -> Found:
-    return _hooked(work, work.network.module)
+    return _hooked(work, work.network.module, torch.channels_last)
 
 
 def captum(work: Work) -> Found:
@@ -127,6 +140,28 @@ def zennit_crp(work: Work) -> Found:
         view.run(None, 0, len(data), batch_size=work.batch)
         kept = [load_maximization(Path(view.ActMax.PATH), name)[0] for name in LAYERS]
         return [torch.tensor(ids[: work.k]).T for ids in kept]
+
+
+def contend(name: str, pixels: str, k: int, batch: int, threads: int) -> tuple[float, Found]:
+    """Let one contender do the work in this process: the seconds it took, and what it found.
+
+    `pixels` is the file of all images. zfscale sets its process up as its workers are.
+    """
+    torch.set_num_threads(threads)
+    if name == zfscale.__name__:
+        prepare(threads)
+    network = models.load("torchvision:alexnet", "seed:0")
+    every = torch.load(pixels, weights_only=True)
+    if name != zfscale.__name__:
+        every = every.contiguous()
+    work = Work(network, every, network.normalise(every).contiguous(), k, batch)
+    found: list[Found] = []
+    do = next(each for each in CONTENDERS if each.__name__ == name)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        # Once without the clock: caches are warm, kernels chosen.
+        do(replace(work, pixels=every[: 2 * batch], inputs=work.inputs[: 2 * batch]))
+        taken = seconds(lambda: found.append(do(work)))
+    return taken, found[0]
 
 
 CONTENDERS: dict[Callable[[Work], Found], str | None] = {

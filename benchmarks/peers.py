@@ -2,41 +2,42 @@
 
 AlexNet of torchvision, its five convolutions after their rectification, decoded images. zfscale
 and the loops start from uint8 pixels; semanticlens and zennit-crp, which take a data set, get
-normalised ones. zfscale keeps positions, statistics and predictions besides. Which images are
-right is known by brute force: all maxima in memory, sorted.
+normalised ones. zfscale keeps positions, statistics and predictions besides. Each works in a
+process of its own, which zfscale sets up as it does its workers'. Which images are right is known
+by brute force: all maxima in memory, sorted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import os
 import sys
-from dataclasses import replace
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 
 from benchmarks import _images
-from benchmarks._contenders import CONTENDERS, Found, Work
+from benchmarks._contenders import CONTENDERS, Found, contend
 from benchmarks._decoded import batches
 from benchmarks._report import Report
-from benchmarks._timing import by_turns, ratio, seconds
+from benchmarks._timing import by_turns, ratio
 from zfscale import models
-from zfscale.convnet.runtime import prepare
+from zfscale.convnet.network import Network
 
 
 @torch.inference_mode()
-def brute_force(work: Work) -> list[torch.Tensor]:
+def brute_force(network: Network, pixels: torch.Tensor, batch: int) -> list[torch.Tensor]:
     """All maxima (N, channels) of every layer, kept in memory."""
     parts: list[list[torch.Tensor]] = []
-    layers = work.network.layers
-    for batch in batches(work.pixels, work.batch):
+    layers = network.layers
+    for given in batches(pixels, batch):
         seen: dict[str, torch.Tensor] = {}
-        work.network.forward(
-            batch.pixels, layers, lambda name, maps, to=seen: to.update({name: maps.amax((2, 3))})
+        network.forward(
+            given.pixels, layers, lambda name, maps, to=seen: to.update({name: maps.amax((2, 3))})
         )
-        parts.append([seen[layer.name][: len(batch.images)] for layer in layers])
+        parts.append([seen[layer.name][: len(given.images)] for layer in layers])
     return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
 
@@ -59,24 +60,23 @@ def agreement(found: Found, maxima: list[torch.Tensor]) -> float:
 
 def run(count: int = 1000, k: int = 9, batch: int = 32, rounds: int = 3) -> Report:
     threads = os.cpu_count() or 1
-    prepare(threads)
     network = models.load("torchvision:alexnet", "seed:0")
     pixels = _images.decoded(count, network.preprocessing)
-    work = Work(network, pixels, network.normalise(pixels).contiguous(), k, batch)
-    maxima = brute_force(work)
-    present = {work_.__name__: work_ for work_, module in CONTENDERS.items() if _installed(module)}
+    maxima = brute_force(network, pixels, batch)
+    present = [work.__name__ for work, module in CONTENDERS.items() if _installed(module)]
     right: dict[str, float] = {}
-    short = replace(work, pixels=work.pixels[: 2 * batch], inputs=work.inputs[: 2 * batch])
 
-    def timed(name: str) -> float:
-        found: list[Found] = []
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            present[name](short)  # caches are warm, kernels chosen
-            taken = seconds(lambda: found.append(present[name](work)))
-        right[name] = agreement(found[0], maxima)
+    def timed(name: str, file: str) -> float:
+        alone = get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=alone) as process:
+            taken, found = process.submit(contend, name, file, k, batch, threads).result()
+        right[name] = agreement(found, maxima)
         return taken
 
-    taken = by_turns({name: lambda name=name: timed(name) for name in present}, rounds)
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        torch.save(pixels, file.name)
+        routines = {name: (lambda name=name: timed(name, file.name)) for name in present}
+        taken = by_turns(routines, rounds)
     rows = [
         (
             name.replace("_", " "),
@@ -89,7 +89,7 @@ def run(count: int = 1000, k: int = 9, batch: int = 32, rounds: int = 3) -> Repo
     header = ("top k by", "images/s", "time, zfscale = 1", "channels with the right list")
     note = (
         f"{count:,} {_images.kind()}, k = {k}, batch {batch}, {threads} threads, medians of "
-        f"{rounds} rounds by turns."
+        f"{rounds} rounds by turns, each in a new process."
     )
     return Report(header, rows, note)
 

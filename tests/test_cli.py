@@ -20,6 +20,7 @@ from zfscale.cli import commands
 from zfscale.cli.ending import exit_code
 from zfscale.cli.run import lines
 from zfscale.events import Summary
+from zfscale.job import load
 from zfscale.records import Counts
 
 HEAVY = {"torch", "torchvision", "ray", "pandas", "pyarrow", "pydantic", "zarr", "numpy", "tqdm"}
@@ -330,3 +331,22 @@ def test_an_interrupted_run_goes_on(job_file: Path) -> None:
     whole = zf("run", str(job_file), "--serial")
     assert whole.returncode == 0, whole.stderr
     assert zf("verify", str(run)).stdout == zf("verify", str(run.parent / "whole")).stdout
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("run: a\nmodel: zfscale:cifar\nimages: x\nanalyses: {scan: {}}\nmodel: other\n")
+    with pytest.raises(errors.UsageError, match=r"'model' is there twice(.|\n)*line 5"):
+        load(path)
+    path.write_text("run: a\nanalyses:\n  scan: {top_k: 5, top_k: 9}\n")
+    with pytest.raises(errors.UsageError, match=r"'top_k' is there twice"):
+        load(path)
+
+
+def test_a_batch_too_large_for_the_memory_is_named(job_file: Path) -> None:
+    # As many images as no machine holds; the images themselves are few.
+    fresh = f"run={job_file.parent}/large"
+    done = zf("run", str(job_file), "--serial", "--set", fresh, "--set", "batch=100000000000")
+    assert done.returncode == 2
+    assert "batch: 100000000000 images of zfscale:zfnet-mini do not fit" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -45,6 +45,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def test_only_published_files_are_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path, (Spec("conv1"),))
+    (own,) = (run / "winners").glob("layer=*/*.parquet")
+    own.with_name("part-00007.parquet").write_bytes(own.read_bytes())
+    assert len(zfscale.open(str(run)).winners) == 4 * 9
+
+
 def test_tables_are_dataframes_with_the_layer_as_text(run: Path) -> None:
     results = zfscale.open(str(run))
     assert isinstance(results.winners, pd.DataFrame)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -117,8 +117,8 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     scale: float = 1.0
-    order: str = "RGB"
-    interpolation: str = "bilinear"
+    order: Literal["RGB", "BGR"] = "RGB"
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic"] = "bilinear"
 
     @property
     def mean_colour(self) -> tuple[int, int, int]:

@@ -99,7 +99,9 @@ class Results:
             raise UsageError(
                 f"{self.run}: no table {table!r}; its tables are {', '.join(self.tables)}"
             )
-        return stored.open_dataset(self._storage, table)
+        files = [path for path in self.record.published if path.endswith(".parquet")]
+        paths = [path for path in files if path.partition("/")[0] == table]
+        return stored.dataset_of(self._storage, paths)
 
     def winners_of(self, layer: str, feature: int) -> pd.DataFrame:
         """The winners of one feature, best first: at most k rows, fewer if fewer images."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -83,9 +84,23 @@ class Worker:
         """Carry out one task and publish what it gives; the same files whoever does it."""
         started = time.monotonic()
         lent = _Lent(self, task)
-        output = self.passes[task.stage].run(lent, task)
+        with self._memory_named():
+            output = self.passes[task.stage].run(lent, task)
         files = self._publish(task, output, lent.feed)
         return Receipt(task.id, files, lent.feed.counts(), time.monotonic() - started)
+
+    @contextmanager
+    def _memory_named(self) -> Iterator[None]:
+        """Say what to change where memory is short: torch has no error of its own for a CPU."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise UsageError(
+                f"batch: {self.setup.job.batch} images of {self.network.name} do not fit in the "
+                f"memory of the {self.setup.device}; use a smaller one ({error!s:.200})"
+            ) from error
 
     def _publish(self, task: Task, output: Output, feed: Feed) -> tuple[File, ...]:
         tables = dict(output.tables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +126,22 @@ def test_a_wrong_factory_is_named(model: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         models.load(model, None)
     assert model in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"crop": 224}, r"crop 224: .*tuple"),
+        ({"crop": (224, 0)}, r"crop \(224, 0\): above 0"),
+        ({"resize": -1}, "resize -1: above 0"),
+        ({"mean": (0.5,)}, "mean"),
+        ({"std": (1, 0, 1)}, r"std \(1, 0, 1\): other than 0"),
+        ({"scale": 0}, "scale 0: above 0"),
+        ({"order": "GBR"}, "order 'GBR': .*'RGB' or 'BGR'"),
+        ({"interpolation": "cubic"}, "interpolation 'cubic': .*'bicubic'"),
+    ],
+)
+def test_a_wrong_preprocessing_is_named(changed: dict[str, Any], message: str) -> None:
+    good = {"resize": None, "crop": (20, 30), "mean": (0.0, 0.0, 0.0)}
+    with pytest.raises(UsageError, match=f"model: net: its preprocessing has {message}"):
+        _factory._result("net", (nn.Conv2d(3, 1, 1), Preprocessing(**(good | changed))))

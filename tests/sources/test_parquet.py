@@ -81,11 +81,19 @@ def test_plain_binary_column(kind: pa.DataType, name: str, tmp_path: Path) -> No
 
 def test_nulls_and_labels_that_are_none(tmp_path: Path) -> None:
     rows = [None, {"bytes": None, "path": "/etc/passwd"}, {"bytes": b"", "path": ""}]
-    rows.append({"bytes": b"x", "path": None})
-    write(tmp_path / "a.parquet", {"image": pa.array(rows, IMAGE), "label": [1, -1, None, -1]})
+    rows += [{"bytes": b"x", "path": None}] * 2
+    labels = pa.array([1.0, -1.0, None, 2.5, 3.0])
+    write(tmp_path / "a.parquet", {"image": pa.array(rows, IMAGE), "label": labels})
+    assert [sample.label for sample in read_all(tmp_path)] == [None] * 5  # no whole numbers
+    whole = pa.array([1, 0, None, 2**64 - 1, 10**18 - 1], pa.uint64())
+    write(tmp_path / "a.parquet", {"image": pa.array(rows, IMAGE), "label": whole})
     samples = read_all(tmp_path)
-    assert [s.reason for s in samples] == [Reason.NO_IMAGE, Reason.NO_IMAGE, Reason.EMPTY, None]
-    assert [sample.label for sample in samples] == [1, None, None, None]
+    reasons = [Reason.NO_IMAGE, Reason.NO_IMAGE, Reason.EMPTY, None, None]
+    assert [sample.reason for sample in samples] == reasons
+    assert [sample.label for sample in samples] == [1, 0, None, None, 10**18 - 1]
+    negative = pa.array([-1, 5, None, -(2**63), 7])
+    write(tmp_path / "a.parquet", {"image": pa.array(rows, IMAGE), "label": negative})
+    assert [sample.label for sample in read_all(tmp_path)] == [None, 5, None, None, 7]
 
 
 @pytest.mark.parametrize("columns", [{"image": [1, 2], "label": [1, 2]}, {"text": ["a", "b"]}])

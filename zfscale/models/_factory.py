@@ -7,9 +7,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from zfscale.errors import UsageError
@@ -98,11 +100,29 @@ def _result(name: str, result: Any) -> tuple[nn.Module, Preprocessing]:
         case nn.Module():
             return result, IMAGENET
         case (nn.Module() as module, Preprocessing() as preprocessing):
+            _check(name, preprocessing)
             return module, preprocessing
     raise UsageError(
         f"model: {name}: returned {_describe(result)}; expected an nn.Module, "
         f"or (nn.Module, zfscale.records.Preprocessing)"
     )
+
+
+def _check(name: str, recipe: Preprocessing) -> None:
+    """Raise UsageError for a preprocessing that no image can go through."""
+    try:
+        TypeAdapter(Preprocessing).validate_python(asdict(recipe))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key, value, expected = wrong["loc"][0], wrong["input"], wrong["msg"]
+    else:
+        sides = {"resize": (recipe.resize or 1,), "crop": recipe.crop, "scale": (recipe.scale,)}
+        small = [key for key, values in sides.items() if min(values) <= 0]
+        if not small and 0 not in recipe.std:
+            return
+        key = small[0] if small else "std"
+        value, expected = getattr(recipe, key), "above 0" if small else "other than 0"
+    raise UsageError(f"model: {name}: its preprocessing has {key} {value!r}: {expected}")
 
 
 def _describe(result: Any) -> str:

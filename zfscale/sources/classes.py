@@ -23,15 +23,19 @@ def label(text: bytes | str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
+def known(value: Any) -> int | None:
+    """The label that a value of a table or a record says, or None."""
+    is_number = isinstance(value, int | str) and not isinstance(value, bool)
+    return label(str(value)) if is_number else None
+
+
 def json_label(text: bytes) -> int | None:
     """The label under the key `label` of a JSON object, or None."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    found = value.get("label") if isinstance(value, dict) else None
-    is_number = isinstance(found, int | str) and not isinstance(found, bool)
-    return label(str(found)) if is_number else None
+    return known(value.get("label")) if isinstance(value, dict) else None
 
 
 def beside(uri: str) -> str | None:

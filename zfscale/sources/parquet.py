@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zfscale.records import ImageRef, Reason, Sample, Shard
-from zfscale.sources import files
+from zfscale.sources import classes, files
 from zfscale.sources.files import Entry, Place
 
 SUFFIXES = (".parquet", ".pq")
@@ -109,11 +109,10 @@ def _sample(
     uri: str, group: int, row: int, index: int, image: pa.Scalar | None, label: Any
 ) -> Sample:
     data = _bytes(image)
-    is_label = isinstance(label, int) and not isinstance(label, bool) and label >= 0
     return Sample(
         index,
         _path(image) or f"{files.name(uri)}#{index}",
-        label if is_label else None,
+        classes.known(label),
         ImageRef(uri, row_group=group, row=row),
         data,
         Reason.NO_IMAGE if data is None else None,

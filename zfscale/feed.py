@@ -5,7 +5,9 @@ Knows sources; not what is computed on a batch, nor where results go.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +31,7 @@ from zfscale.records import (
     Task,
     image_id,
 )
-from zfscale.sources.decode import Decoded, Quarantine, decode_ahead, read_ahead
+from zfscale.sources.decode import Decoded, Quarantine, decode_ahead
 
 
 class Feed:
@@ -49,7 +51,7 @@ class Feed:
     def batches(self) -> Iterator[Batch]:
         """Batches of exactly B in the order of the source, the last one padded with zeros.
 
-        The next two batches are read and decoded while the consumer works on this one.
+        The next two decode while the consumer works on this one, and two more are read.
         """
         pixels = self._blank()
         images: list[Image] = []
@@ -105,7 +107,7 @@ class Feed:
         """Images that decode, once each by content; the others get their outcome here."""
         skip = self.task.images.skip if isinstance(self.task.images, ImageRange) else ()
         seen: set[str] = set()
-        samples = read_ahead(_samples(self.task), 2 * self.batch)
+        samples = _read_ahead(_samples(self.task), 2 * self.batch)
         ahead = decode_ahead(samples, self.preprocessing, self.threads, 2 * self.batch)
         for sample, decoded in ahead:
             row = self._rows[sample.index] = _row(sample)
@@ -129,6 +131,22 @@ class Feed:
             pin_memory=self.device == "cuda",
         )
         return blank.zero_()
+
+
+def _read_ahead(samples: Iterator[Sample], ahead: int) -> Iterator[Sample]:
+    """`samples` in their order, read in a thread of their own, at most `ahead` of the consumer.
+
+    When the iterator ends, however it ends, the thread finishes the read it is at, and ends too;
+    nobody waits for it.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read")
+    try:
+        pending = deque(pool.submit(next, samples, None) for _ in range(ahead))
+        while (sample := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, samples, None))
+            yield sample
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _samples(task: Task) -> Iterator[Sample]:

@@ -5,6 +5,7 @@ Knows sources, models, analyses and stores; not which other workers there are, n
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from zfscale.job import Job
 from zfscale.records import Failure, File, Image, Reason, Receipt, Task
 from zfscale.stores import arrays, segments
 from zfscale.stores.storage import open_storage
+
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory")
+"""What torch says where a CPU's memory is short."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Worker:
         """Say what to change where memory is short: torch has no error of its own for a CPU."""
         try:
             yield
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not _NO_MEMORY.search(str(error)):
                 raise
             raise UsageError(
                 f"batch: {self.setup.job.batch} images of {self.network.name} do not fit in the "

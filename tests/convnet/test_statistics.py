@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
+from zfscale.convnet import statistics
 from zfscale.convnet.statistics import Tally
 
 FEATURES = 4
+
+
+@pytest.fixture(params=[1, 20, 1 << 16], autouse=True)
+def waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are counted at once, a few batches together, or all at the end."""
+    monkeypatch.setattr(statistics, "WAITING_SCORES", request.param)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_images_below_the_bar_are_no_candidates() -> None:
 
 def test_features_are_numbered_from_zero_in_a_part() -> None:
     rows = [(f, float(10 * f + i), i, 0) for f in range(FEATURES) for i in range(2)]
-    part = _table(_winners(rows).features(1, 3))
+    part = _table(_winners(rows).part(1, 3))
     assert part == _table(Winners.of(2, _rows([(f - 1, s, i, n) for f, s, i, n in rows if f])))
 
 

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from zfscale import sources
 from zfscale.records import ImageRef, Preprocessing, Reason, Sample, image_id
-from zfscale.sources.decode import MIN_SIDE, Decoded, Quarantine, decode, decode_ahead, read_ahead
+from zfscale.sources.decode import MIN_SIDE, Decoded, Quarantine, decode, decode_ahead
 
 CASES = {case.name: case for case in badfiles.cases()}
 
@@ -221,50 +221,6 @@ def test_decode_ahead_passes_on_errors_of_the_source(preprocessing: Preprocessin
 
     with pytest.raises(TimeoutError):
         list(decode_ahead(broken(), preprocessing, threads=2, ahead=2))
-
-
-@pytest.mark.parametrize("ahead", [1, 7, 100])
-def test_read_ahead_keeps_order_in_a_thread_of_its_own(ahead: int) -> None:
-    readers = set()
-
-    def noted() -> Iterator[Sample]:
-        for sample in samples(20):
-            readers.add(threading.current_thread().name)
-            yield sample
-
-    assert [sample.index for sample in read_ahead(noted(), ahead)] == list(range(20))
-    assert len(readers) == 1
-    assert readers.pop().startswith("read")
-
-
-def test_read_ahead_is_bounded_and_ends_its_thread() -> None:
-    drawn = []
-
-    def counted() -> Iterator[Sample]:
-        for sample in samples(1000):
-            drawn.append(sample.index)
-            yield sample
-
-    stream = read_ahead(counted(), ahead=5)
-    for _ in range(3):
-        next(stream)
-    deadline = time.monotonic() + 5
-    while len(drawn) < 3 + 5 - 1:
-        assert time.monotonic() < deadline, "nothing is read ahead"
-    stream.close()  # type: ignore[attr-defined]
-    assert len(drawn) <= 3 + 5
-    assert not any(thread.name.startswith("read") for thread in threading.enumerate())
-
-
-def test_read_ahead_passes_on_errors_of_the_source() -> None:
-    def broken() -> Iterator[Sample]:
-        yield from samples(3)
-        raise TimeoutError("the storage is away")
-
-    stream = read_ahead(broken(), ahead=10)
-    assert [next(stream).index for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(TimeoutError):
-        next(stream)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")

@@ -123,7 +123,7 @@ class Scan:
             stop = start + layer.channels
             columns = {name: values[start:stop] for name, values in summary.items()}
             yield FEATURES, _named(layer.name, {"feature": np.arange(layer.channels)} | columns)
-            yield WINNERS, _final(view, layer, best.features(start, stop))
+            yield WINNERS, _final(view, layer, best.part(start, stop))
             start = stop
 
 

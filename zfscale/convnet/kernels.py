@@ -1,8 +1,8 @@
-"""Operations of torch that take less time written otherwise, on a CPU, with the same results.
+"""Operations of torch that take less time on a CPU if they are written otherwise.
 
-Drop-in for the functions of the same names in `torch.nn.functional`; elsewhere than on a CPU,
-and for inputs other than a batch of maps or vectors, they are these functions. How much faster
-they are stands in docs/log.md. Knows torch only.
+They stand in for the functions of the same names in `torch.nn.functional`, without gradients;
+elsewhere than on a CPU, and for inputs other than a batch of float32 maps or vectors, they are
+these functions. How much faster they are stands in docs/log.md. Knows torch only.
 """
 
 from __future__ import annotations
@@ -19,35 +19,42 @@ GROUPS = 64 * 12
 
 
 def linear(
-    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    input: torch.Tensor,  # noqa: A002 (torch calls it so, and it may be given by name)
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A fully connected layer: `inputs` (B, K), `weight` (N, K), `bias` (N,) or None.
+    """A fully connected layer: `input` (B, K), `weight` (N, K), `bias` (N,) or None.
 
-    A batch is much smaller than the weights, so these come first in the product.
+    A batch is much smaller than the weights, so these come first in the product. That may change
+    the last bits of the result.
     """
-    if inputs.ndim != 2 or inputs.device.type != "cpu" or bias is None:
-        return functional.linear(inputs, weight, bias)
-    return torch.addmm(bias[:, None], weight, inputs.t()).t().contiguous()
+    if not _is_ours(input, 2) or bias is None:
+        return functional.linear(input, weight, bias)
+    return torch.addmm(bias[:, None], weight, input.t()).t().contiguous()
 
 
 def local_response_norm(
-    inputs: torch.Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+    input: torch.Tensor,  # noqa: A002
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
 ) -> torch.Tensor:
-    """Local response normalisation of `inputs` (B, C, H, W) over `size` neighbouring channels.
+    """Local response normalisation of `input` (B, C, H, W) over `size` neighbouring channels.
 
     The same arithmetic in the same order as torch's, an image at a time: that fits in a cache,
     and makes an image's result independent of its place in the batch.
     """
-    if inputs.ndim != 4 or inputs.device.type != "cpu":
-        return functional.local_response_norm(inputs, size, alpha, beta, k)
+    if not _is_ours(input, 4):
+        return functional.local_response_norm(input, size, alpha, beta, k)
     # torch computes powers in groups, and what is left over at the end of a thread's part by
     # another routine, whose last bit may differ. Here nothing is left over, whatever the shape.
-    _, channels, height, width = inputs.shape
-    output = torch.empty_like(inputs, memory_format=torch.channels_last)
+    _, channels, height, width = input.shape
+    output = torch.empty_like(input)
     units = channels * height * width
-    powers = inputs.new_ones(-(-units // GROUPS) * GROUPS)
+    powers = input.new_ones(-(-units // GROUPS) * GROUPS)
     total = powers[:units].view(height, width, channels)
-    for image, result in zip(inputs.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1), strict=True):
+    for image, result in zip(input.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1), strict=True):
         squares = functional.pad(image * image, (size // 2, (size - 1) // 2))
         total.copy_(squares[..., :channels])
         for shift in range(1, size):
@@ -56,6 +63,11 @@ def local_response_norm(
         powers.pow_(beta)
         torch.div(image, total, out=result)
     return output
+
+
+def _is_ours(given: torch.Tensor, dimensions: int) -> bool:
+    known = given.ndim == dimensions and given.dtype is torch.float32
+    return known and given.device.type == "cpu"
 
 
 _FUNCTIONS: dict[Any, Callable[..., torch.Tensor]] = {
@@ -67,7 +79,8 @@ _FUNCTIONS: dict[Any, Callable[..., torch.Tensor]] = {
 def replace(program: fx.GraphModule) -> None:
     """Let a traced program call the functions of this module where it calls those of torch.
 
-    A module that does more than its class says (by a hook or as a subclass) is left alone.
+    A module that does more than its class says (by a hook, a patch or as a subclass) is left
+    alone.
     """
     graph = program.graph
     for node in list(graph.nodes):
@@ -76,11 +89,11 @@ def replace(program: fx.GraphModule) -> None:
         if node.op != "call_module" or len(node.args) != 1:
             continue
         called = program.get_submodule(node.target)
-        if called._forward_hooks or called._forward_pre_hooks:
+        if called._forward_hooks or called._forward_pre_hooks or "forward" in vars(called):
             continue
         with graph.inserting_before(node):
             if type(called) is nn.Linear:
-                names = [name for name, _ in called.named_parameters()]  # bias may be missing
+                names = [name for name in ("weight", "bias") if getattr(called, name) is not None]
                 weights = (graph.get_attr(f"{node.target}.{name}") for name in names)
                 own = graph.call_function(linear, (*node.args, *weights))
             elif type(called) is nn.LocalResponseNorm:

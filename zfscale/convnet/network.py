@@ -6,6 +6,7 @@ Knows torch and the graph; not where weights come from, nor what is done with ac
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class Network:
         self.preprocessing = preprocessing
         self.device = torch.device(device)
         self.module = module.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._calls: Counter[str] = Counter()  # how often each module runs in a forward pass
         self._shapes, self.classes = self._try_out()
         self.graph: Graph | None = None
         self.untraceable: str | None = None
@@ -210,12 +212,26 @@ class Network:
         return output
 
     def _hooked(self, image: torch.Tensor, layers: Sequence[Layer], visit: Visit) -> torch.Tensor:
+        left = Counter({layer.name: self._calls[layer.name] for layer in layers})
+
+        def show_last(name: str, activations: torch.Tensor) -> None:
+            left[name] -= 1
+            if left[name] == 0:
+                visit(name, activations)
+
         with ExitStack() as stack:
             for layer in layers:
                 module = self.module.get_submodule(layer.name)
-                hook = instrument.hook(visit, layer.name)
+                hook = instrument.hook(show_last, layer.name)
                 stack.callback(module.register_forward_hook(hook).remove)
             output: torch.Tensor = self.module(image)
+        for name, times in left.items():
+            if times:
+                raise UsageError(
+                    f"layer {name} of {self.name} ran {self._calls[name] - times} times for this "
+                    f"batch, but {self._calls[name]} times when it was tried out: a layer can be "
+                    "observed only if it runs equally often for all images"
+                )
         return output
 
     def _try_out(self) -> tuple[dict[str, Shape], int | None]:
@@ -226,6 +242,7 @@ class Network:
             def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 if isinstance(output, torch.Tensor):
                     shapes[name] = tuple(output.shape[1:])
+                    self._calls[name] += 1
 
             return note
 

@@ -66,7 +66,10 @@ def _observe(
 ) -> Observation:
     n = len(accepted)
     ends = np.cumsum([layer.channels for layer in layers])
-    start = {layer.name: int(end) - layer.channels for layer, end in zip(layers, ends, strict=True)}
+    place = {
+        layer.name: slice(int(end) - layer.channels, int(end))
+        for layer, end in zip(layers, ends, strict=True)
+    }
     scores = np.empty((n, ends[-1]), np.float32)
     bar = bar.copy()
     found: list[tuple[NDArray[np.int64], ...]] = []
@@ -74,7 +77,7 @@ def _observe(
     def visit(name: str, activations: torch.Tensor) -> None:
         rows = row_maxima(activations[:n])
         maxima = rows.amax(2).float().cpu().numpy()
-        mine = slice(start[name], start[name] + maxima.shape[1])
+        mine = place[name]
         scores[:, mine] = maxima
         eligible = np.where(accepted[:, None] & np.isfinite(maxima), maxima, -np.inf)
         bar[:, mine] = raised(bar[:, mine], eligible)

@@ -15,7 +15,10 @@ M_MMAP_MAX = -4
 
 
 def prepare(threads: int | None = None) -> None:
-    """Make this process a worker's: determinism, memory kept, and a fixed number of threads."""
+    """Make this process a worker's: determinism, memory kept, and a fixed number of threads.
+
+    It stays so until it ends.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     _be_deterministic()
@@ -43,4 +46,4 @@ def _keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # other C libraries know no mallopt
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, -1)

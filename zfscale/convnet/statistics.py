@@ -17,7 +17,7 @@ from zfscale.records import Columns
 
 TOP_CLASSES = 5
 UNLABELLED = -1
-WAITING = 1 << 16
+WAITING_SCORES = 1 << 16
 """Scores that may wait to be counted: as many as a processor's cache holds."""
 
 
@@ -38,7 +38,7 @@ class Tally:
         if len(scores):
             self._waiting.append((scores, labels))
         # Many images at once cost less than as many batches.
-        if sum(len(labels) for _, labels in self._waiting) * self.features > WAITING:
+        if sum(len(labels) for _, labels in self._waiting) * self.features > WAITING_SCORES:
             self._count()
 
     def _count(self) -> None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from zfscale.records import Columns
 
-WAITING = 4
-"""Candidates that may wait to be merged, for every place among the k best."""
+WAITING = 4, 1 << 20
+"""Candidates that may wait to be merged: for every place among the k best, and in all."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Winners:
-    """Candidates of C features, best first: every array has shape (C, m).
+    """Candidates of C features: every array has shape (C, m). Once merged, best first.
 
     A place that is not taken has score -inf. `score` is float32, `high` and `low` are the
     halves of the image id (uint64), `y` and `x` the position of the maximum in the layer,
@@ -83,7 +83,7 @@ class Winners:
             getattr(winners, field.name)[row, place] = np.asarray(rows[field.name])[order]
         return winners
 
-    def features(self, start: int, stop: int) -> Winners:
+    def part(self, start: int, stop: int) -> Winners:
         """Those of the features from `start` to before `stop`, numbered from 0."""
         return Winners(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
@@ -123,7 +123,9 @@ def _sort(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 class Leaders:
     """The k best of C features while images come in, each image once.
 
-    Candidates wait until they are worth a merge. Meanwhile `bar` says what can still enter.
+    Candidates wait until they are worth a merge. Meanwhile `bar` (k, C), the k best scores of
+    every feature in no order, says what can still enter: who observes a batch takes it, and
+    hands the bar that the batch has `raised` to `add`.
     """
 
     def __init__(self, features: int, k: int) -> None:
@@ -138,7 +140,8 @@ class Leaders:
         """
         self.bar = bar
         self._waiting.append(found)
-        if sum(len(rows["feature"]) for rows in self._waiting) > WAITING * bar.size:
+        each, most = WAITING
+        if sum(len(rows["feature"]) for rows in self._waiting) > min(each * bar.size, most):
             self._merge()
 
     def winners(self) -> Winners:

@@ -42,7 +42,6 @@ __all__ = [
     "Quarantine",
     "decode",
     "decode_ahead",
-    "read_ahead",
 ]
 
 # The two calls of torchvision.io that are needed, without its deprecation warning for each image.
@@ -168,23 +167,8 @@ def _resize_and_crop(pixels: torch.Tensor, preprocessing: Preprocessing) -> torc
     cropped: torch.Tensor = transforms.center_crop(resized, list(preprocessing.crop))
     # Copied by numpy: torch would start threads for it, a team for each thread that decodes, and
     # with more teams than cores those that compute go to sleep whenever they wait (docs/log.md).
-    copied = np.ascontiguousarray(cropped.permute(1, 2, 0).numpy())
+    copied = np.array(cropped.permute(1, 2, 0).numpy(), order="C")
     return torch.from_numpy(copied).permute(2, 0, 1)
-
-
-def read_ahead(samples: Iterator[Sample], ahead: int) -> Iterator[Sample]:
-    """`samples` in their order, read in a thread of their own, at most `ahead` of the consumer.
-
-    The thread ends with the iterator, however it ends.
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="read")
-    try:
-        pending = deque(pool.submit(next, samples, None) for _ in range(ahead))
-        while (sample := pending.popleft().result()) is not None:
-            pending.append(pool.submit(next, samples, None))
-            yield sample
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def decode_ahead(

@@ -83,15 +83,17 @@ def test_read_ahead_passes_on_errors_of_the_source() -> None:
 
 
 def test_whoever_stops_does_not_wait_for_a_read_that_hangs() -> None:
-    going = threading.Event()
+    hangs, goes_on = threading.Event(), threading.Event()
 
     def hanging() -> Iterator[Sample]:
         yield from samples(1)
-        going.wait(30)
+        hangs.set()
+        goes_on.wait(30)
 
     stream = _read_ahead(hanging(), ahead=3)
     next(stream)
+    assert hangs.wait(5)
     began = time.monotonic()
     stream.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 5
-    going.set()
+    goes_on.set()

@@ -39,9 +39,8 @@ def batches(pixels: torch.Tensor, size: int) -> list[Batch]:
     found = []
     for start in range(0, len(pixels), size):
         chosen = pixels[start : start + size]
-        batch = torch.zeros_like(pixels[:1].expand(size, -1, -1, -1)).contiguous(
-            memory_format=torch.channels_last
-        )
+        shape = (size, *pixels.shape[1:])
+        batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
         batch[: len(chosen)] = chosen
         found.append(Batch(batch, tuple(images[start : start + size])))
     return found

@@ -99,8 +99,11 @@ class Results:
             raise UsageError(
                 f"{self.run}: no table {table!r}; its tables are {', '.join(self.tables)}"
             )
-        files = [path for path in self.record.published if path.endswith(".parquet")]
-        paths = [path for path in files if path.partition("/")[0] == table]
+        paths = [
+            path
+            for path in self.record.published
+            if path.startswith(f"{table}/") and path.endswith(".parquet")
+        ]
         return stored.dataset_of(self._storage, paths)
 
     def winners_of(self, layer: str, feature: int) -> pd.DataFrame:

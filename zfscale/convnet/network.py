@@ -235,7 +235,10 @@ class Network:
         return output
 
     def _try_out(self) -> tuple[dict[str, Shape], int | None]:
-        """Output shapes of all modules that run and give one tensor, and the number of classes."""
+        """Output shapes of all modules that run and give one tensor, and the number of classes.
+
+        Counts in `_calls` how often each of them runs.
+        """
         shapes: dict[str, Shape] = {}
 
         def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:

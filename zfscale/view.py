@@ -9,20 +9,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
-
-from zfscale import analyses, sources
+from zfscale import analyses, catalogue, sources
 from zfscale.analyses import Pass, Published, Rows
 from zfscale.errors import UsageError
 from zfscale.fingerprint import fingerprint
-from zfscale.job import Job
 from zfscale.records import (
     Block,
     Columns,
@@ -30,72 +25,23 @@ from zfscale.records import (
     File,
     Image,
     ImageRange,
-    ImageRef,
     Receipt,
     Shard,
-    Status,
     Table,
     Task,
 )
-from zfscale.sources import classes, files
+from zfscale.sources import classes
 from zfscale.stores import arrays, run, segments, tables
 from zfscale.stores import manifest as manifests
 from zfscale.stores.ledger import Ledger
 from zfscale.stores.storage import open_storage
 from zfscale.worker import Setup, load_network
 
-GROUP = 4
-"""Threads of a worker at most. Their number changes sums within some convolutions, so it does
-not depend on how many workers there are, and is part of the fingerprint."""
 TASK_IMAGES = (128, 1024)
 """Images in a task, at least and at most: seconds to a minute of work."""
 TASKS = 16
 """A small collection is cut into about so many tasks, so that all workers share it."""
 COMPLETE = "complete"
-
-
-def local_device() -> str:
-    """What `device: auto` stands for where the workers are on this machine."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def resolve(job: Job, auto: Callable[[], str] = local_device) -> Setup:
-    """The job with nothing left out: paths absolute, what it does not say taken from its run.
-
-    `auto` is asked for the device, cpu or cuda, if the job leaves it open. Raises UsageError if
-    neither the job nor an existing run says something that is needed.
-    """
-    job = _remembered(job)
-    device = auto() if job.device == "auto" else job.device
-    return Setup(job, device, threads=min(GROUP, os.cpu_count() or 1))
-
-
-def _remembered(job: Job) -> Job:
-    job = job.model_copy(update={"run": files.canonical(job.run)})
-    storage = open_storage(job.run)
-    said = job.model_dump(include=job.model_fields_set | {"run", "analyses"})
-    known, _ = manifests.latest(storage)
-    remembered = {} if known is None else dict(known.facts["spec"])
-    remembered.pop("analyses", None)
-    job = Job.model_validate(remembered | said)
-    for key in ("model", "images"):
-        if not getattr(job, key):
-            raise UsageError(f"{key}: missing, and no run at {job.run} knows it")
-    places = {"images": tuple(files.canonical(place) for place in job.images)}
-    named = {
-        key: files.canonical(value)
-        for key, value in (("weights", job.weights), ("classes", job.classes))
-        if value is not None and not value.startswith("seed:")
-    }
-    job = job.model_copy(update=places | named)
-    scanned = tuple(remembered.get("images", job.images))
-    if "scan" not in job.analyses and scanned != job.images:
-        told = "leave images out of a job that does not scan"
-        raise UsageError(f"images: {job.run} holds a scan of {scanned}; {told}")
-    for place in job.images:
-        if f"{job.run}/".startswith(f"{place}/") or place.startswith(f"{job.run}/"):
-            raise UsageError(f"run: {job.run} and the images at {place} lie one inside the other")
-    return job
 
 
 def cut(shards: Sequence[Shard], batch: int) -> list[ImageRange]:
@@ -169,15 +115,15 @@ class RunView:
 
     def images(self, ids: Sequence[str]) -> Sequence[Image]:
         """Accepted images by id, with their references, in the order of the collection."""
-        names = ("id", "key", "label", "width", "height", *(f.name for f in fields(ImageRef)))
-        rows = tables.read(
-            self.storage, "images", list(names), where={"id": list(ids), "status": Status.OK}
-        )
-        columns = (np.ma.asarray(rows[name]).tolist() for name in names)
-        found = []
-        for id_, key, label, width, height, *ref in zip(*columns, strict=True):
-            found.append(Image(-1, id_, key, label, ImageRef(*ref), width, height))
-        return found
+        return catalogue.by_id(self.storage, ids)
+
+    def keyed(self, keys: Sequence[str]) -> Sequence[Image]:
+        """Accepted images by key, in the order of the collection."""
+        return catalogue.by_key(self.storage, keys)
+
+    def sample(self, count: int, seed: int) -> Sequence[Image]:
+        """`count` accepted images, or all there are, in the order of the collection."""
+        return catalogue.sample(self.storage, count, seed)
 
     def commit(self, receipts: Sequence[Receipt]) -> None:
         """Make finished tasks durable."""

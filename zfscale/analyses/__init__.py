@@ -95,6 +95,15 @@ class View(Protocol):
     def images(self, ids: Sequence[str]) -> Sequence[Image]:
         """Accepted images by id, with their references, in the order of the collection."""
 
+    def keyed(self, keys: Sequence[str]) -> Sequence[Image]:
+        """Accepted images by key, in the order of the collection.
+
+        Raises UsageError naming keys that no accepted image has.
+        """
+
+    def sample(self, count: int, seed: int) -> Sequence[Image]:
+        """`count` accepted images, or all there are, in the order of the collection."""
+
 
 @dataclass(frozen=True)
 class Output:

@@ -55,10 +55,10 @@ def run(
     same = {"workers": workers, "max_quarantined": max_quarantined}
     overrides += tuple(f"{key}={value}" for key, value in same.items() if value is not None)
     wanted = job.load(job_file, overrides)
-    from zfscale import driver, progress, view  # heavy: a wrong job file is told before
+    from zfscale import driver, progress, resolve  # heavy: a wrong job file is told before
 
     with resumable(), progress.shown(sys.stderr, as_json) as report:
-        setup = view.resolve(wanted, _device_of(address) if address else view.local_device)
+        setup = resolve.resolve(wanted, _device_of(address) if address else resolve.local_device)
         summary = driver.run(setup, _executor(address, serial), report)
     if as_json:
         click.echo(json.dumps(asdict(summary)))

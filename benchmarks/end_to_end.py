@@ -19,7 +19,7 @@ from benchmarks import _images
 from benchmarks._decoded import forward
 from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
-from zfscale import driver, sources, view
+from zfscale import driver, resolve, sources
 from zfscale.cluster.pool import RayPool
 from zfscale.convnet.runtime import prepare
 from zfscale.events import Event, Progressed, StageDone
@@ -49,12 +49,12 @@ def job_seconds(job: Job, start: Start) -> float:
     with tempfile.TemporaryDirectory() as folder:
         fresh = job.model_copy(update={"run": f"{folder}/run"})
         with contextlib.suppress(_Scanned):
-            driver.run(view.resolve(fresh), start, report)
+            driver.run(resolve.resolve(fresh), start, report)
     return times[-1] - times[0]
 
 
 def _measure(job: Job, rounds: int) -> tuple[str, ...]:
-    setup = view.resolve(job)
+    setup = resolve.resolve(job)
     prepare(setup.threads)
     network = load_network(setup.job, "cpu")
     recipe = network.preprocessing

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import _images
 from benchmarks._report import Report
-from zfscale import driver, view
+from zfscale import driver, resolve
 from zfscale.convnet.network import Layer, Network
 from zfscale.job import Job
 from zfscale.worker import Serial, load_network
@@ -25,7 +25,7 @@ def run(model: str = "zfscale:zfnet", count: int = 400, k: int = 9, batch: int =
             {"run": f"{folder}/run", "model": model, "weights": "seed:0", "images": [images]}
             | {"batch": batch, "device": "cpu", "analyses": {"scan": {"top_k": k}}}
         )
-        driver.run(view.resolve(job), Serial, lambda event: None)
+        driver.run(resolve.resolve(job), Serial, lambda event: None)
         network = load_network(job, "cpu")
         sizes = {layer: _sizes(network, layer, Path(job.run)) for layer in network.layers}
     rows = [_row(layer.name, layer.channels * k, *size) for layer, size in sizes.items()]

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 import zfscale
-from zfscale import driver, job, view
+from zfscale import driver, job, resolve
 from zfscale.errors import NonFiniteActivations
 from zfscale.records import Counts, Preprocessing, Reason, Status
 from zfscale.stores.digest import digest
@@ -74,7 +74,7 @@ def run(tmp_path: Path):
         spec = {"run": str(tmp_path / name), "model": f"{__name__}:build", "weights": "seed:0"}
         spec |= {"images": str(images), "batch": 4}
         spec |= {"analyses": {"scan": {"top_k": 3}, "deconvolve": {}}}
-        summary = driver.run(view.resolve(job.Job.model_validate(spec)), Serial, lambda e: None)
+        summary = driver.run(resolve.resolve(job.Job.model_validate(spec)), Serial, lambda e: None)
         return summary.counts, digest(open_storage(spec["run"]))
 
     return main_job

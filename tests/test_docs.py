@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from zfscale import analyses, driver, errors, job, models, training, view
+from zfscale import analyses, driver, errors, job, models, resolve, training
 from zfscale.datasets import parts
 from zfscale.events import Summary
 from zfscale.records import Reason, Table
@@ -50,7 +50,7 @@ def block(start: str, language: str) -> str:
 
 def carry_out(text: str, *overrides: str) -> Summary:
     """Run a job file in this process; its paths are relative to the current directory."""
-    setup = view.resolve(job.parse(text, "test", overrides))
+    setup = resolve.resolve(job.parse(text, "test", overrides))
     return driver.run(setup, Serial, lambda event: None)
 
 

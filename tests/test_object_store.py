@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import zfscale
-from zfscale import driver, job, sources, view
+from zfscale import driver, job, resolve, sources
 from zfscale.datasets import parts
 from zfscale.records import Failure, Receipt
 from zfscale.stores.digest import digest
@@ -27,7 +27,7 @@ LAYER = "conv3"
 
 
 def _run(spec: dict[str, Any], executor=Serial) -> str:
-    driver.run(view.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
+    driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
     return digest(open_storage(spec["run"]))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from zfscale import driver, job, view
+from zfscale import driver, job, resolve, view
 from zfscale.datasets import parts
 from zfscale.errors import FingerprintMismatch, IntegrityError, UnsupportedOperation, UsageError
 from zfscale.feed import Feed
@@ -48,7 +48,7 @@ def _spec(run: Path, shards: Path, **changes: object) -> dict[str, object]:
 
 
 def _setup(spec: dict[str, object]) -> Setup:
-    return view.resolve(job.Job.model_validate(spec))
+    return resolve.resolve(job.Job.model_validate(spec))
 
 
 def _run(spec: dict[str, object], executor=Serial) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import zfscale
-from zfscale import driver, job, models, view
+from zfscale import driver, job, models, resolve
 from zfscale.analyses import _switches, deconvolve
 from zfscale.datasets import parts
 from zfscale.records import Preprocessing
@@ -161,7 +161,7 @@ def run(request, tmp_path_factory) -> Run:
         patch.setattr(_switches, "TASK_IMAGES", 16)
         patch.setattr(_switches, "SHARD_BYTES", SWITCHES)
         patch.setattr(deconvolve, "FEATURES", FEATURES)
-        driver.run(view.resolve(job.Job.model_validate(spec)), Serial, lambda event: None)
+        driver.run(resolve.resolve(job.Job.model_validate(spec)), Serial, lambda event: None)
     network = models.load(model, "seed:0")
     return Run(zfscale.open(spec["run"]), network.module, network.preprocessing, layers)
 

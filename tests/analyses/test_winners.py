@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import zfscale
-from zfscale import driver, job, models, sources, view
+from zfscale import driver, job, models, resolve, sources
 from zfscale.convnet.geometry import Box, receptive_fields
 from zfscale.convnet.network import Network
 from zfscale.datasets import parts
@@ -98,7 +98,7 @@ def run(request, tmp_path_factory) -> tuple[Results, Network, Truth]:
     spec = {"run": str(folder / "run"), "model": request.param, "weights": "seed:0"}
     spec |= {"images": images, "batch": BATCH}
     spec |= {"analyses": {"scan": {"layers": list(layers), "top_k": K}}}
-    driver.run(view.resolve(job.Job.model_validate(spec)), Serial, lambda event: None)
+    driver.run(resolve.resolve(job.Job.model_validate(spec)), Serial, lambda event: None)
     network = models.load(request.param, "seed:0")
     return zfscale.open(spec["run"]), network, _brute_force(network, layers, images)
 

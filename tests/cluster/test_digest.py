@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zfscale import driver, job, view
+from zfscale import driver, job, resolve
 from zfscale.cluster.pool import RayPool
 from zfscale.datasets import parts
 from zfscale.records import File
@@ -32,7 +32,7 @@ def _run(run: Path, shards: Path, executor) -> tuple[str, dict[str, File]]:
     """The digest of the results and the final files, byte by byte."""
     spec = {"run": str(run), "model": "zfscale:zfnet-mini", "weights": "seed:0", "batch": 8}
     spec |= {"images": str(shards), "analyses": {"scan": {"top_k": 3}, "deconvolve": {}}}
-    driver.run(view.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
+    driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
     storage = open_storage(str(run))
     state = manifest.load(storage)
     final = {f.path: f for f in state.files() if not f.path.startswith("segments/")}

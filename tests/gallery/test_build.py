@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zfscale import driver, results, sources, view
+from zfscale import driver, resolve, results, sources
 from zfscale.errors import ZfscaleError
 from zfscale.gallery import build
 from zfscale.gallery.pictures import fit, montage, to_grey
@@ -202,7 +202,7 @@ def test_labels_without_names_are_numbers(tmp_path: Path) -> None:
     spec = {"run": str(tmp_path / "run"), "model": "zfscale:cifar", "weights": "seed:0"}
     spec |= {"images": str(tmp_path / "images.tar"), "batch": 4}
     spec |= {"analyses": {"scan": {"top_k": 2, "layers": ["conv1"]}}}
-    driver.run(view.resolve(Job.model_validate(spec)), Serial, lambda event: None)
+    driver.run(resolve.resolve(Job.model_validate(spec)), Serial, lambda event: None)
     assert results.Results(spec["run"]).classes is None
     build(spec["run"])
     page = Markup(tmp_path / "run" / "gallery" / "features" / "conv1" / "0000.html")

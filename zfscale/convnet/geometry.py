@@ -83,16 +83,36 @@ def projective_fields(graph: Graph, name: str, box: Box, target: str) -> dict[st
 
     Nodes that it does not reach are left out. Raises UnsupportedOperation.
     """
-    masks = {name: _masks(box, extent(graph.nodes[name]))}
+    rows, columns = _masks(box, extent(graph.nodes[name]))
+    found = reached(graph, name, rows[None], columns[None], target)
+    return _boxes({above: [y[0], x[0]] for above, (y, x) in found.items() if y.any() and x.any()})
+
+
+def reached(
+    graph: Graph, name: str, rows: Mask, columns: Mask, target: str
+) -> dict[str, tuple[Mask, Mask]]:
+    """For every node from `name` up to `target`: the rows and the columns that are reached.
+
+    `rows` (P, H) are P sets of rows of `name`, `columns` (Q, W) are Q sets of its columns; for a
+    node with a map of h x w the answer is (P, h) and (Q, w). Raises UnsupportedOperation.
+    """
+    masks = {name: (rows, columns)}
     for above in reversed(graph.ancestors(target)):
         node = graph.nodes[above]
         for source in dict.fromkeys(node.inputs):
             if source not in masks:
                 continue
             reach = _reach(graph.nodes[source], node)
-            seen = [np.any(r[:, mask], 1) for r, mask in zip(reach, masks[source], strict=True)]
-            _join(masks, above, seen)
-    return _boxes(masks)
+            y, x = (_through(mask, r) for mask, r in zip(masks[source], reach, strict=True))
+            known = masks.get(above)
+            masks[above] = (y, x) if known is None else (known[0] | y, known[1] | x)
+    return masks
+
+
+def _through(mask: Mask, reach: Mask) -> Mask:
+    """Which outputs the inputs of each row of `mask` reach."""
+    counts = mask.astype(np.float32) @ reach.T.astype(np.float32)
+    return np.asarray(counts > 0)
 
 
 def windows(graph: Graph, name: str, whole: bool = True) -> dict[str, Window]:

@@ -55,7 +55,8 @@ class Node:
 class Graph:
     """All operations in the order of execution.
 
-    `modules` maps the path of every module that was called to the node of its (last) output.
+    `modules` maps the path of every module that was called to the node of its (last) output;
+    `output` is the node of what the network returns.
     `source` maps each node to the one of torch.fx, in `program`, that computes it. The weights
     of the operations lie on `device`.
     """
@@ -63,6 +64,7 @@ class Graph:
     nodes: Mapping[str, Node]
     consumers: Mapping[str, tuple[str, ...]]
     modules: Mapping[str, str]
+    output: str
     source: Mapping[str, fx.Node]
     program: fx.Graph
     device: torch.device
@@ -183,10 +185,12 @@ class _Recorder(fx.Interpreter):
             for name in dict.fromkeys(node.inputs):
                 consumers[name].append(node.name)
         own = {node: name for name, node in self.source.items()}
+        returned: Any = next(node for node in self.program.nodes if node.op == "output").args[0]
         return Graph(
             nodes=self.nodes,
             consumers={name: tuple(users) for name, users in consumers.items()},
             modules={path: own[node] for path, node in outputs.items() if node in own},
+            output=self.names[returned],
             source=self.source,
             program=self.program,
             device=device,

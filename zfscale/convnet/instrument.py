@@ -52,6 +52,21 @@ def program(
     return result
 
 
+def single(module: nn.Module, graph: Graph, name: str) -> fx.GraphModule:
+    """One operation of the traced `module` alone: a program from its input to its output."""
+    node = graph.source[name]
+    alone = fx.Graph()
+    given = alone.placeholder("given")
+    constants: dict[fx.Node, fx.Node] = {}
+    for argument in node.all_input_nodes:
+        known = argument.op == "get_attr"
+        constants[argument] = alone.node_copy(argument) if known else given
+    alone.output(alone.node_copy(node, constants.__getitem__))
+    result = fx.GraphModule(module, alone)
+    kernels.replace(result)
+    return result
+
+
 def _how(node: Node) -> tuple[Any, ...]:
     """Kernel, stride, padding, dilation and ceil mode of a max pool, as torch takes them."""
     if not isinstance(node.operation, MaxPool):

@@ -185,22 +185,26 @@ class Network:
         return image
 
     @torch.inference_mode()
-    def forward(
+    def forward(self, pixels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As `run`, for `pixels` uint8 (B, 3, H, W) RGB."""
+        return self.run(self.normalise(pixels), *args, **kwargs)
+
+    @torch.inference_mode()
+    def run(
         self,
-        pixels: torch.Tensor,
+        image: torch.Tensor,
         layers: Sequence[Layer] = (),
         visit: Visit = _ignore,
         pools: Sequence[str] = (),
         visit_pool: Visit = _ignore,
     ) -> torch.Tensor:
-        """The output for `pixels`, uint8 (B, 3, H, W); logits are (B, classes).
+        """The output for a normalised `image`, float (B, 3, H, W); logits are (B, classes).
 
         Calls `visit(name, activations)` with activations (B, C, H, W) the moment a layer's
         output exists; tokens (B, T, C) are shown as (B, C, 1, T), vectors as (B, C, 1, 1). What is
         shown may be overwritten later: copy what is to be kept. Calls `visit_pool(name, switches)`
         with switches uint8 (B, C, h, w) for the named pools of the graph.
         """
-        image = self.normalise(pixels)
         if self.graph is None and not pools:
             return self._hooked(image, layers, visit)
         wanted = tuple((layer.name, str(layer.node)) for layer in layers)

@@ -1,0 +1,157 @@
+"""What `occlusion` publishes: its tables, column by column, and the rows of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zfscale.convnet.incremental import Grid
+from zfscale.convnet.occlusion import Sensitivity
+from zfscale.records import Column, Columns, Image, Table
+
+_IMAGE = (
+    Column("image_id", "string", "content hash of the image"),
+    Column("key", "string", "name of the image in its collection"),
+)
+_PLACE = (
+    Column("y", "int64", "top of the occluder in pixels of the network's input"),
+    Column("x", "int64", "left of the occluder"),
+)
+
+POSITIONS = Table(
+    name="occlusion",
+    version=1,
+    columns=(
+        *_IMAGE,
+        *_PLACE,
+        Column("activation", "float64", "total activation of the strongest map of the layer"),
+        Column("probability", "float32", "of the target (softmax)", True),
+        Column("predicted", "int64", "most probable class", True),
+    ),
+    key=("image_id", "y", "x"),
+    identity=("image_id", "y", "x", "activation", "probability", "predicted"),
+)
+
+FEATURES = Table(
+    name="occlusion_features",
+    version=1,
+    columns=(
+        *_IMAGE,
+        Column("feature", "int64", "a further feature of the layer"),
+        *_PLACE,
+        Column("activation", "float64", "total activation of its map"),
+        Column("unoccluded", "float64", "the same without an occluder"),
+    ),
+    key=("image_id", "feature", "y", "x"),
+    identity=("image_id", "feature", "y", "x", "activation", "unoccluded"),
+)
+
+IMAGES = Table(
+    name="occlusion_images",
+    version=1,
+    columns=(
+        *_IMAGE,
+        Column("label", "int64", "true class", True),
+        Column("target", "int64", "class whose probability is followed", True),
+        Column("predicted", "int64", "most probable class without an occluder", True),
+        Column("probability", "float32", "of the target, without an occluder (softmax)", True),
+        Column("layer", "string", "layer that is watched"),
+        Column("feature", "int64", "its feature with the largest activation in this image"),
+        Column("total", "float64", "total activation of its map, without an occluder"),
+        Column("y", "int64", "row of the largest activation in the map"),
+        Column("x", "int64", "column of the largest activation in the map"),
+        Column("y0", "int64", "top of its receptive field in input pixels, may be < 0", True),
+        Column("x0", "int64", "left of its receptive field, may be < 0", True),
+        Column("y1", "int64", "bottom of its receptive field, exclusive", True),
+        Column("x1", "int64", "right of its receptive field, exclusive", True),
+        Column("height", "int64", "height of the occluder in input pixels"),
+        Column("width", "int64", "width of the occluder"),
+        Column("stride_y", "int64", "distance of positions down"),
+        Column("stride_x", "int64", "distance of positions across"),
+        Column("rows", "int64", "positions down"),
+        Column("columns", "int64", "positions across"),
+        Column("method", "string", "incremental, or full: the network run on each occluded image"),
+    ),
+    key=("image_id",),
+    identity=(
+        *("image_id", "label", "target", "predicted", "probability", "layer", "feature", "total"),
+        *("y", "x", "height", "width", "stride_y", "stride_x", "rows", "columns"),
+    ),
+)
+
+
+def positions(
+    image: Image, places: Grid, rows: tuple[int, int], found: Sensitivity
+) -> dict[str, NDArray[Any]]:
+    """Rows of `occlusion` for some rows of the grid."""
+    columns = _places(image, places, rows)
+    count = len(columns["y"])
+    unknown = np.ma.masked_all(count, np.int64)
+    chance = unknown.astype(np.float32) if found.probability is None else found.probability.ravel()
+    predicted = unknown if found.predicted is None else found.predicted.ravel()
+    return columns | {
+        "activation": found.activation[:, :, 0].ravel(),
+        "probability": np.ma.masked_array(chance),
+        "predicted": np.ma.masked_array(predicted),
+    }
+
+
+def further(
+    image: Image,
+    places: Grid,
+    rows: tuple[int, int],
+    found: Sensitivity,
+    features: Mapping[int, float],
+) -> list[dict[str, NDArray[Any]]]:
+    """Rows of `occlusion_features`, by feature: `features` maps each to its total unoccluded."""
+    columns = _places(image, places, rows)
+    count = len(columns["y"])
+    return [
+        columns
+        | {
+            "feature": np.full(count, feature),
+            "activation": found.activation[:, :, number].ravel(),
+            "unoccluded": np.full(count, total),
+        }
+        for number, (feature, total) in enumerate(features.items(), start=1)
+    ]
+
+
+def one(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """A row of `occlusion_images` from its values; None is null."""
+    row: dict[str, NDArray[Any]] = {}
+    for column in IMAGES.columns:
+        value = values[column.name]
+        if column.type == "string":
+            row[column.name] = np.array([value], dtype=object)
+        else:
+            kind = np.dtype(column.type)
+            row[column.name] = np.ma.masked_array(
+                np.array([0 if value is None else value], kind), [value is None]
+            )
+    return row
+
+
+def stack(parts: Sequence[Columns], table: Table) -> Columns:
+    """All rows; those of a table without any are of the types that the table wants."""
+    if not parts:
+        return {
+            column.name: np.ma.empty(0, object if column.type == "string" else column.type)
+            for column in table.columns
+        }
+    return {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _places(image: Image, places: Grid, rows: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    down = [start for start, _ in places.rows[slice(*rows)]]
+    across = [start for start, _ in places.columns]
+    y, x = np.meshgrid(down, across, indexing="ij")
+    return {
+        "image_id": np.full(y.size, image.id, dtype=object),
+        "key": np.full(y.size, image.key, dtype=object),
+        "y": y.ravel(),
+        "x": x.ravel(),
+    }

@@ -1,0 +1,272 @@
+"""occlusion: which parts of an image the features and the classifier look at.
+
+Zeiler & Fergus (ECCV 2014), section 4.2 and Figure 7: a grey square moves over the image, and for
+each of its positions the total activation of the strongest feature map of a layer, the
+probability of the true class and the most probable class are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+
+from zfscale.analyses import Context, Output, Pass, View
+from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, groups, once
+from zfscale.analyses._occlusion import FEATURES, IMAGES, POSITIONS, further, one, positions, stack
+from zfscale.convnet import operations as ops
+from zfscale.convnet.defaults import last_convolution
+from zfscale.convnet.geometry import extent
+from zfscale.convnet.incremental import Grid
+from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.occlusion import Occluder, Untouched, grid, occluder, sense
+from zfscale.errors import UsageError
+from zfscale.records import Columns, Image, Reason, Table, Task
+
+WORK = 5e12
+"""Multiply-adds in a task, about, if the network were run on each occluded image: ten seconds."""
+UNKNOWN = 1e9
+"""Multiply-adds of a network that cannot be traced: no better guess is at hand."""
+
+NAMES = {POSITIONS: "positions", IMAGES: "images", FEATURES: "features"}
+"""Tables of a task."""
+
+Part = Annotated[float, Field(gt=0, lt=1)]
+Pixels = Annotated[int, Field(ge=1)]
+Length = Pixels | Part
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class Options(BaseModel, frozen=True, extra="forbid"):
+    """Options of `occlusion` in a job file."""
+
+    images: Choice = Field(default=DEFAULT, description=DESCRIPTION)
+    size: Length | tuple[Length, Length] = Field(
+        default=0.15,
+        description="Side of the occluder, or its height and width: pixels of the network's "
+        "input, or a fraction of it.",
+    )
+    stride: Length | tuple[Length, Length] = Field(
+        default=0.035, description="Distance of positions, down and across, given as the size is."
+    )
+    value: Literal["mean"] | tuple[Level, Level, Level] = Field(
+        default="mean",
+        description="Colour of the occluder: mean, which the network sees as zero, or [R, G, B].",
+    )
+    layer: str | None = Field(
+        default=None, description="Layer that is watched; left out, the last convolution."
+    )
+    features: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="Further features of the layer to watch beside the strongest."
+    )
+    classify: bool = Field(
+        default=True, description="Also the classes; without, nothing above the layer is computed."
+    )
+    memory: int = Field(
+        default=512, ge=16, description="Memory for the changes of a block of positions, in MiB."
+    )
+
+
+def passes(options: Options) -> tuple[Pass, ...]:
+    """One pass, over images and ranges of positions."""
+    sweep = Occlusion(options)
+    tables = (POSITIONS, IMAGES, *((FEATURES,) if options.features else ()))
+    return (
+        Pass(
+            "occlusion",
+            sweep.plan,
+            sweep.run,
+            sweep.publish,
+            tables,
+            check=sweep.check,
+            needs=("scan",),
+        ),
+    )
+
+
+class Occlusion:
+    """The pass under given options; holds nothing else but what it made ready for a network."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._ready: tuple[Network, Occluder] | None = None
+
+    def check(self, view: View) -> None:
+        """Raises UsageError for an unknown layer or feature, or an occluder beyond the image."""
+        layer = self._layer(view.network)
+        beyond = [feature for feature in self.options.features if feature >= layer.channels]
+        if beyond:
+            raise UsageError(
+                f"analyses.occlusion.features: {layer.name} has no feature {beyond[0]}; it has "
+                f"0 to {layer.channels - 1}"
+            )
+        crop = view.network.preprocessing.crop
+        for name, length, whole in zip(("high", "wide"), self._size(crop), crop, strict=True):
+            if length >= whole:
+                raise UsageError(
+                    f"analyses.occlusion.size: an occluder {length} pixels {name} covers the whole "
+                    f"input of {whole}; take a smaller one"
+                )
+        self._stride(crop)
+        places = self._grid(view.network)
+        _, why = occluder(view.network, layer, places, torch.zeros(3), self.options.classify, 1)
+        if why is not None:
+            view.tell(f"occlusion runs the whole network on every occluded image: {why}")
+
+    def plan(self, view: View) -> Sequence[Task]:
+        """A few images a task, or a part of the positions of one image where these are many."""
+        places = self._grid(view.network)
+        work = _multiply_adds(view.network) * len(places.rows) * len(places.columns)
+        parts = min(len(places.rows), max(1, math.ceil(work / (4 * WORK))))
+        step = math.ceil(len(places.rows) / parts)
+        rows = [
+            (start, min(start + step, len(places.rows)))
+            for start in range(0, len(places.rows), step)
+        ]
+        size = max(1, int(WORK / work))
+        return [
+            Task("occlusion", images=images, payload={"rows": part})
+            for images in groups(view, self.options.images, size)
+            for part in rows
+        ]
+
+    def run(self, context: Context, task: Task) -> Output:
+        """Move the occluder over the images of one task."""
+        kept: dict[Table, list[Columns]] = {POSITIONS: [], IMAGES: [], FEATURES: []}
+        rows: tuple[int, int] = tuple(task.payload["rows"])
+        for batch in context.batches():
+            normalised = context.network.normalise(batch.pixels)
+            for number, image in enumerate(batch.images):
+                found = self._one(context.network, image, normalised[number : number + 1], rows)
+                if found is None:
+                    context.quarantine(image, Reason.NON_FINITE)
+                    continue
+                for table, parts in found.items():
+                    kept[table].extend(parts)
+        return Output({NAMES[table]: stack(parts, table) for table, parts in kept.items()})
+
+    def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
+        """The rows of all tasks, without copies of an image."""
+        done = view.done("occlusion")
+        for table in (POSITIONS, IMAGES, *((FEATURES,) if self.options.features else ())):
+            # Each part of an image says what the whole is like: one of them is enough.
+            chosen = [t for t in tasks if table is not IMAGES or t.payload["rows"][0] == 0]
+            parts = ((t.payload["rows"][0], done[t.id](NAMES[table])) for t in chosen)
+            for rows in once(parts):
+                yield table, rows
+
+    def _one(
+        self, network: Network, image: Image, normalised: torch.Tensor, rows: tuple[int, int]
+    ) -> dict[Table, Sequence[Columns]] | None:
+        """Rows of all tables for one image; None if what the network gives is not finite."""
+        moving = self._moving(network)
+        before = moving.look(normalised)
+        if not before.finite:
+            return None
+        target = _target(image, before)
+        features = (before.strongest[0], *self.options.features)
+        found = sense(moving, features, target or 0, rows)
+        if not found.finite:
+            return None
+        totals = dict(zip(self.options.features, before.totals(self.options.features), strict=True))
+        layer, crop = self._layer(network), network.preprocessing.crop
+        known = _untouched(before, target) | _box(network, layer, before) | {"layer": layer.name}
+        known |= {"image_id": image.id, "key": image.key, "label": image.label}
+        known |= dict(zip(("height", "width"), self._size(crop), strict=True))
+        known |= dict(zip(("stride_y", "stride_x"), self._stride(crop), strict=True))
+        places = moving.places
+        known |= {"rows": len(places.rows), "columns": len(places.columns)}
+        return {
+            POSITIONS: [positions(image, places, rows, found)],
+            IMAGES: [one(known | {"method": moving.method})],
+            FEATURES: further(image, places, rows, found, totals),
+        }
+
+    def _moving(self, network: Network) -> Occluder:
+        """The occluder for a network, made once: it lays out all weights anew."""
+        if self._ready is None or self._ready[0] is not network:
+            options = self.options
+            value = _normalised(network, options.value)
+            layer, places = self._layer(network), self._grid(network)
+            memory = options.memory << 20
+            moving, _ = occluder(network, layer, places, value, options.classify, memory)
+            self._ready = network, moving
+        return self._ready[1]
+
+    def _layer(self, network: Network) -> Layer:
+        name = self.options.layer
+        return last_convolution(network) if name is None else network.layer(name)
+
+    def _grid(self, network: Network) -> Grid:
+        crop = network.preprocessing.crop
+        return grid(crop, self._size(crop), self._stride(crop))
+
+    def _size(self, crop: tuple[int, int]) -> tuple[int, int]:
+        return _pixels(self.options.size, crop)
+
+    def _stride(self, crop: tuple[int, int]) -> tuple[int, int]:
+        return _pixels(self.options.stride, crop)
+
+
+def _pixels(
+    given: int | float | tuple[int | float, int | float], crop: tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width in pixels; a fraction is one of the crop."""
+    pair = given if isinstance(given, tuple) else (given, given)
+    height, width = (
+        max(1, round(length * whole)) if isinstance(length, float) else length
+        for length, whole in zip(pair, crop, strict=True)
+    )
+    return height, width
+
+
+def _normalised(network: Network, value: str | tuple[int, int, int]) -> torch.Tensor:
+    """The colour of the occluder as the network sees it, (3,)."""
+    if isinstance(value, str):
+        return torch.zeros(3)
+    return (
+        network.normalise(torch.tensor(value, dtype=torch.uint8).view(1, 3, 1, 1)).flatten().cpu()
+    )
+
+
+def _target(image: Image, before: Untouched) -> int | None:
+    """The true class, or the predicted one where none is known; None without logits."""
+    if before.logits is None:
+        return None
+    if image.label is not None and 0 <= image.label < len(before.logits):
+        return image.label
+    return int(before.logits.argmax())
+
+
+def _untouched(before: Untouched, target: int | None) -> dict[str, Any]:
+    feature, y, x = before.strongest
+    known = {"feature": feature, "y": y, "x": x, "total": float(before.totals([feature])[0])}
+    if before.logits is None or target is None:
+        return known | {"target": None, "predicted": None, "probability": None}
+    chances = before.logits.double().softmax(0)
+    seen = {"predicted": int(before.logits.argmax()), "probability": float(chances[target])}
+    return known | seen | {"target": target}
+
+
+def _box(network: Network, layer: Layer, before: Untouched) -> dict[str, int | None]:
+    """The receptive field of the strongest unit, where it is known."""
+    if layer.field is None:
+        return dict.fromkeys(("y0", "x0", "y1", "x1"))
+    window = network.window(layer)
+    top, left = window.origin(*before.strongest[1:])
+    return {"y0": top, "x0": left, "y1": top + window.size[0], "x1": left + window.size[1]}
+
+
+def _multiply_adds(network: Network) -> float:
+    """Those of one image."""
+    if network.graph is None:
+        return UNKNOWN
+    total = 0
+    for node in network.graph.nodes.values():
+        if isinstance(node.operation, ops.Convolution | ops.Linear):
+            height, width = extent(node)
+            total += node.operation.weight.numel() * height * width
+    return float(total)

@@ -36,10 +36,13 @@ def main() -> int:
         return _one_by_one(chosen, ["--print"] if arguments.print else [])
     module = importlib.import_module(f"benchmarks.{chosen[0]}")
     title = (module.__doc__ or chosen[0]).partition("\n")[0].rstrip(".")
-    text = _report.markdown(module.run())
+    report = module.run()
+    text = _report.markdown(report)
     print(f"## {title}\n{text}\n")
     if not arguments.print:
         _report.write(DOCUMENT, chosen[0], title, text)
+        if report.figure is not None:
+            DOCUMENT.with_name(f"{chosen[0]}.svg").write_text(report.figure, "utf-8")
     return 0
 
 

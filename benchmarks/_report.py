@@ -16,11 +16,15 @@ import torch
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one benchmark: rows of cells under a header, and a note in sentences."""
+    """Figures of one benchmark: rows of cells under a header, and a note in sentences.
+
+    `figure` is an SVG that the note shows as NAME.svg, where there is one.
+    """
 
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     note: str
+    figure: str | None = None
 
 
 def markdown(report: Report) -> str:

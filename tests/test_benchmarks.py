@@ -8,12 +8,24 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import _images, _report, decoding, end_to_end, memory, peers, scan, switches
+from benchmarks import (
+    _images,
+    _report,
+    correspondence,
+    decoding,
+    end_to_end,
+    invariance,
+    memory,
+    peers,
+    scan,
+    switches,
+)
 from zfscale.models.zfnet_mini import PREPROCESSING
 from zfscale.worker import Serial
 
@@ -80,6 +92,17 @@ def test_switches_are_smaller_than_indices() -> None:
     assert 0 < stored < record < indices / 8
 
 
+def test_correspondence_counts_images_and_pairs() -> None:
+    rows = correspondence.run(count=20, draws=1, batch=20).rows
+    named = {(layer, part): cells for layer, part, *cells in rows}
+    assert named["conv5", "ears"][:2] == ["20", "190"]
+    assert named["relu7", "deciding ears"][:2] == ["6", "15"]  # hare, mouse and beetle, twice each
+    assert len(rows) == 2 * 2 * (4 + 1)
+    for part, random in (cells[4:] for cells in named.values() if cells[1]):
+        assert 0 < float(part) <= 1.2
+        assert 0 < float(random) <= 1.2
+
+
 def test_peers_give_the_same_winners(capsys: pytest.CaptureFixture[str]) -> None:
     report = peers.run(count=10, k=2, batch=4, rounds=1)
     right = {row[0]: row[-1] for row in report.rows}
@@ -87,6 +110,20 @@ def test_peers_give_the_same_winners(capsys: pytest.CaptureFixture[str]) -> None
     told = capsys.readouterr().err
     for name in {"semanticlens", "zennit crp"} - right.keys():
         assert name.split()[-1] in told
+
+
+def test_invariance_tells_no_change_from_change() -> None:
+    amounts = {"vertical": [4], "scale": None, "rotation": [90]}
+    report = invariance.run(count=6, batch=4, amounts=amounts)
+    rows = {row[:2]: [float(cell) for cell in row[2:4]] for row in report.rows}
+    wanted = {("vertical", "0"), ("vertical", "4"), ("rotation", "0"), ("rotation", "90")}
+    assert rows.keys() == wanted
+    assert rows["vertical", "0"] == rows["rotation", "0"] == [0, 0]
+    assert rows["vertical", "4"][0] > rows["vertical", "4"][1] > 0
+    drawing = ElementTree.fromstring(report.figure or "")
+    lines = drawing.findall(".//{http://www.w3.org/2000/svg}path")
+    assert len(lines) == 2 * 3  # two distances and a probability for each transform
+    assert "NaN" not in (report.figure or "")
 
 
 def test_agreement_sees_every_kind_of_wrong_list() -> None:

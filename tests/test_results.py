@@ -216,8 +216,30 @@ def test_image_gone_or_changed(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(ZfscaleError, match=f"{first.image_id} cannot be read again from {ref.uri}"):
         results.patches("conv1", 0)
-    with pytest.raises(UsageError, match="not among the winners"):
+    with pytest.raises(UsageError, match="in no table of this run"):
         results.image("0" * 32)
+
+
+def test_images_of_every_table_can_be_read(tmp_path: Path) -> None:
+    """Also one that won nothing: it stands in a table of an analysis, cut in two."""
+    run = write_run(tmp_path, (Spec("conv1", features=1),), k=2)
+    results = zfscale.open(str(run))
+    accepted = results.images[results.images["status"] == "ok"]["id"].tolist()
+    first, second = [id_ for id_ in accepted if id_ not in results.references][:2]
+    with pytest.raises(UsageError, match="in no table"):
+        results.image(first)
+    sweeps = runpy.run_path(str(Path(__file__).with_name("synthetic_sweeps.py")))
+    columns = (Column("image_id", "string", ""), Column("value", "float64", ""))
+    table = Table("sweep", 1, columns, key=("image_id",), identity=("value",))
+    parts = [[{"image_id": id_, "value": 0.5}] for id_ in (second, first)]
+    sweeps["publish"](run, table, parts)
+    again = zfscale.open(str(run))
+    assert set(again.references) == {*results.references, first, second}
+    assert list(again.references) == [id_ for id_ in accepted if id_ in again.references]
+    image = again.images.query("id == @first and status == 'ok'").iloc[0]
+    data = Path(image.uri).read_bytes()[int(image.offset) :]
+    expected = decode(data, again.preprocessing).pixels.permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(again.image(first), expected)
 
 
 @given(

@@ -54,6 +54,14 @@ def by_key(storage: Storage, keys: Sequence[str]) -> list[Image]:
     return by_id(storage, list(found))
 
 
+def unknown(storage: Storage, keys: Sequence[str]) -> list[str]:
+    """Those of some keys that no image has, whatever became of it, sorted."""
+    left = set(keys)
+    for batch in tables.open_dataset(storage, "images").to_batches(columns=["key"]):
+        left.difference_update(batch["key"].to_pylist())
+    return sorted(left)
+
+
 def sample(storage: Storage, count: int, seed: int) -> list[Image]:
     """`count` images, or all if there are fewer, in the order of the collection.
 

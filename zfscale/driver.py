@@ -42,8 +42,7 @@ def run(setup: Setup, executor: Callable[[Setup], Executor], report: Report) -> 
     """
     began = time.monotonic()
     view = RunView(setup)
-    for note in view.notes:
-        report(Note(note, Level.WARNING))
+    _tell(view, report)
     workers = _Workers(setup, executor)
     steps = passes(setup.job).values()
     for step in steps:
@@ -77,6 +76,12 @@ class _Workers:
             self._executor.close()
 
 
+def _tell(view: RunView, report: Report) -> None:
+    """Report what the view has to tell, each note once."""
+    while view.notes:
+        report(Note(view.notes.pop(0), Level.WARNING))
+
+
 def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> None:
     """Plan and execute until nothing new is planned, then publish."""
     missing = [name for name in step.needs if not view.has_published(name)]
@@ -89,6 +94,7 @@ def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> 
     failures: list[Failure] = []
     while not failures:
         tasks = step.plan(view)
+        _tell(view, report)
         committed = view.committed
         _check_finite(view.counts([task for task in tasks if task.id in committed]), tasks)
         left = [task for task in tasks if task.id not in committed]

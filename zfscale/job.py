@@ -152,7 +152,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     """One line a mistake: key, value, what was expected; unknown keys with the known ones."""
     lines = []
     for mistake in error.errors():
-        key = prefix + ".".join(str(part) for part in mistake["loc"])
+        key = (prefix + ".".join(str(part) for part in mistake["loc"])).rstrip(".")
         if mistake["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown key; known are {', '.join(model.model_fields)}")
         elif mistake["type"] == "missing":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import zarr
 from numpy.typing import NDArray
@@ -157,13 +158,16 @@ class Results:
         return np.stack(cuts) if cuts else np.empty((0, height, width, 3), np.uint8)
 
     def image(self, identity: str) -> NDArray[np.uint8]:
-        """A winning image as the network saw it, resized and cropped: (H, W, 3) uint8 RGB.
+        """An image as the network saw it, resized and cropped: (H, W, 3) uint8 RGB.
 
+        It is one that a table of the run speaks of: a winner, or an image of another analysis.
         Raises ZfscaleError if it is gone from where it was, IntegrityError if it has changed.
         """
         ref = self.references.get(identity)
         if ref is None:
-            raise UsageError(f"{self.run}: image {identity!r} is not among the winners of this run")
+            raise UsageError(
+                f"{self.run}: image {identity!r} is in no table of this run but `images`"
+            )
         try:
             data = sources.fetch(ref)
         except OSError as error:
@@ -178,13 +182,26 @@ class Results:
 
     @cached_property
     def references(self) -> dict[str, ImageRef]:
-        """Where each winning image lies, by id, in the order of the files. One scan of `images`."""
+        """Where each image lies that a table speaks of, by id, in the order of the files.
+
+        One scan of `images`, and one of the column `image_id` of every table that has it.
+        """
         names = [f.name for f in fields(ImageRef)]
-        wanted = pa.array(self.winners["image_id"].unique(), pa.string())
+        wanted = pa.array(sorted(self._mentioned()), pa.string())
         chosen = ds.field("id").isin(wanted) & (ds.field("status") == Status.OK.value)
         table = self.dataset("images").to_table(columns=["id", *names], filter=chosen)
         table = table.sort_by([(name, "ascending") for name in names])
         return {row.pop("id"): ImageRef(**row) for row in table.to_pylist()}
+
+    def _mentioned(self) -> set[str]:
+        """Ids of the images that any table speaks of, read batch by batch: some tables are long."""
+        found: set[str] = set()
+        for table in self.tables:
+            dataset = self.dataset(table)
+            if "image_id" in dataset.schema.names:
+                for batch in dataset.to_batches(columns=["image_id"]):
+                    found.update(pc.unique(batch["image_id"]).to_pylist())
+        return found
 
     def _check(self, layer: str, feature: int | None = None) -> None:
         if layer not in self.layers:

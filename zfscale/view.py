@@ -16,6 +16,7 @@ from typing import Any
 
 from zfscale import analyses, catalogue, sources
 from zfscale.analyses import Pass, Published, Rows
+from zfscale.boxes import PartBox
 from zfscale.errors import UsageError
 from zfscale.fingerprint import fingerprint
 from zfscale.records import (
@@ -30,7 +31,7 @@ from zfscale.records import (
     Table,
     Task,
 )
-from zfscale.sources import classes
+from zfscale.sources import classes, parts
 from zfscale.stores import arrays, run, segments, tables
 from zfscale.stores import manifest as manifests
 from zfscale.stores.ledger import Ledger
@@ -73,9 +74,11 @@ class RunView:
         )
         # A damaged file is as good as work that was never done.
         damage = self.ledger.verify()
-        self.notes = (*self.ledger.notes, *(f"{each}: done again" for each in damage))
+        self.notes = [*self.ledger.notes, *(f"{each}: done again" for each in damage)]
+        """What is to be told; the driver takes it from here."""
         self._lost = {each.task for each in damage}
         self._damaged = {each.file.path for each in damage if each.task is None}
+        self._recorded: parts.Boxes = {}  # a plan is asked for several times, a tar walked once
 
     @cached_property
     def shards(self) -> Sequence[Shard]:
@@ -124,6 +127,29 @@ class RunView:
     def sample(self, count: int, seed: int) -> Sequence[Image]:
         """`count` accepted images, or all there are, in the order of the collection."""
         return catalogue.sample(self.storage, count, seed)
+
+    def parts(self, images: Sequence[Image], file: str | None) -> Mapping[str, Sequence[PartBox]]:
+        """Boxes of parts by image id: from a user's file, or else from the images' records."""
+        if file is not None:
+            rows = parts.table(file)
+            strange = set(catalogue.unknown(self.storage, [row.key for row in rows]))
+            for row in rows:
+                if row.key in strange:
+                    raise UsageError(
+                        f"parts: {row.place}: key: {row.key!r}, expected the key of an image of "
+                        f"{self.storage.url}: see its table `images`"
+                    )
+            return parts.assign(rows, images)
+        new = [image for image in images if image.id not in self._recorded]
+        found, notes = parts.of_records(new, self.job.format)
+        self._recorded |= {image.id: found.get(image.id, ()) for image in new}
+        self.notes += notes
+        known = ((image.id, self._recorded[image.id]) for image in images)
+        return {id_: boxes for id_, boxes in known if boxes}
+
+    def tell(self, note: str) -> None:
+        """Keep a note for whoever runs the job."""
+        self.notes.append(note)
 
     def commit(self, receipts: Sequence[Receipt]) -> None:
         """Make finished tasks durable."""

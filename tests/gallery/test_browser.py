@@ -13,6 +13,7 @@ from zfscale.gallery import build
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
+sweeps = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_sweeps.py"))
 HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ("--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-sync")
@@ -49,6 +50,25 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> str:
     classes = ["cat", "dog", HOSTILE]
     run = make["write_run"](tmp_path_factory.mktemp("browser"), layers, pictures, classes)
     return "file://" + build(str(run)).removesuffix("/index.html")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A gallery with all chapters; few winners, so that most images are shown by these alone."""
+    classes = ["cat", "dog", HOSTILE]
+    run = make["write_run"](tmp_path_factory.mktemp("book"), classes=classes, k=2)
+    sweeps["occlusion"](run, further=(1,))
+    sweeps["invariance"](run)
+    sweeps["correspondence"](run)
+    return "file://" + build(str(run)).removesuffix("/index.html")
+
+
+def occluded(page: "api.Page", book: str) -> list[str]:
+    """The pages of the occluded images, from their index."""
+    page.goto(f"{book}/occlusion/index.html")
+    links = page.locator("a.cell").evaluate_all("cells => cells.map((cell) => cell.href)")
+    assert len(links) == 5
+    return links
 
 
 def failed(request: "api.Request") -> bool:
@@ -161,4 +181,98 @@ def test_fits_the_window(page: "api.Page", gallery: str, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     for address in ("index.html", "layers/conv5.html", "features/conv5/0013.html"):
         page.goto(f"{gallery}/{address}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_chapters_show_all_their_pictures(page: "api.Page", book: str) -> None:
+    first = occluded(page, book)[0].removeprefix(f"{book}/")
+    pictures = {
+        # Montages of the living features; images and maps; one image in an SVG.
+        "index.html": 2 * 6 + 2 * 5 + 1,
+        "occlusion/index.html": 2 * 5,
+        first: 1 + 4 + 2,  # the image, its maps, the feature's two montages
+        "invariance.html": 5,
+        "correspondence.html": 5,
+    }
+    for address, count in pictures.items():
+        page.goto(f"{book}/{address}")
+        assert page.evaluate(BROKEN) == [count, []]
+        assert "owned" not in page.title()
+
+
+def test_the_value_under_the_pointer(page: "api.Page", book: str) -> None:
+    page.goto(occluded(page, book)[0])
+    readouts = page.locator(".now")
+    assert readouts.all_inner_texts() == [""] * 4
+    panel = page.locator("svg.map").first
+    box = panel.bounding_box()
+    assert box is not None
+    unit = box["width"] / 32  # a pixel of the network's input
+    corner = page.locator(".occluder rect").first
+    x, y = (int(corner.get_attribute(name) or "") for name in "xy")  # where the pit is
+    panel.hover(position={"x": (x + 10 / 2) * unit, "y": (y + 8 / 2) * unit})
+    assert readouts.all_inner_texts() == ["20", "0.10", HOSTILE, "40"]
+    panel.hover(position={"x": (5 + 10 / 2) * unit, "y": (24 + 8 / 2) * unit})  # row 6, column 1
+    assert readouts.all_inner_texts()[2] == "dog"
+    assert float(readouts.all_inner_texts()[1]) > 0.8
+    occluder, image = corner.bounding_box(), page.locator("svg.input").bounding_box()
+    assert occluder is not None
+    assert image is not None
+    assert occluder["x"] - image["x"] == pytest.approx(5 * unit, abs=0.6)
+    assert occluder["y"] - image["y"] == pytest.approx(24 * unit, abs=0.6)
+    # The cursor lies on the position, about the centre of the occluder.
+    cursor = page.locator("svg.map .cursor .light").first.bounding_box()
+    assert cursor is not None
+    assert cursor["x"] + cursor["width"] / 2 == pytest.approx(box["x"] + 10 * unit, abs=1)
+    page.mouse.move(1, 1)
+    assert readouts.all_inner_texts() == [""] * 4
+    assert page.locator("svg.map .cursor:visible").count() == 0
+
+
+def test_maps_and_images_by_keyboard(page: "api.Page", book: str) -> None:
+    pages = occluded(page, book)
+    page.goto(pages[0])
+    for key, address in (("j", pages[1]), ("ArrowRight", pages[2]), ("k", pages[1])):
+        page.keyboard.press(key)
+        page.wait_for_url(address)
+    page.locator("svg.map").nth(1).focus()
+    page.keyboard.press("ArrowRight")  # of the map, not to the next image
+    page.keyboard.press("ArrowUp")
+    assert page.url == pages[1]
+    assert "" not in page.locator(".now").all_inner_texts()
+    page.keyboard.press("Tab")
+    page.keyboard.press("u")
+    page.wait_for_url(f"{book}/occlusion/index.html#i*")
+    page.keyboard.press("u")
+    page.wait_for_url(f"{book}/index.html")
+
+
+def test_a_curve_stands_out_with_its_image(page: "api.Page", book: str) -> None:
+    page.goto(f"{book}/invariance.html")
+    page.locator(".drawn li").nth(2).hover()
+    lit = page.locator(".curve.lit").evaluate_all("all => all.map((x) => x.dataset.image)")
+    assert lit == ["2"] * 15
+    page.locator(".drawn li").nth(3).focus()
+    page.mouse.move(1, 1)
+    lit = page.locator(".curve.lit").evaluate_all("all => all.map((x) => x.dataset.image)")
+    assert lit == ["3"] * 15
+
+
+def test_search_finds_chapters(page: "api.Page", book: str) -> None:
+    page.goto(f"{book}/invariance.html")
+    page.keyboard.press("/")
+    page.keyboard.type("Occl")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{book}/occlusion/index.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200, 3840])
+def test_chapters_fit_the_window(page: "api.Page", book: str, width: int, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    first = occluded(page, book)[0].removeprefix(f"{book}/")
+    addresses = ("index.html", "occlusion/index.html", "invariance.html", "correspondence.html")
+    for address in (*addresses, first):
+        page.goto(f"{book}/{address}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width

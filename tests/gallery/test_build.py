@@ -4,14 +4,13 @@ import io
 import re
 import runpy
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urldefrag
 
 import badfiles
 import fsspec
 import numpy as np
 import pytest
+from gallery_pages import Markup, check_links, check_pictures, check_policy, content
 from PIL import Image
 
 from zfscale import driver, resolve, results, sources
@@ -40,41 +39,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-class Markup(HTMLParser):
-    """All tags, attributes and text of a page."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(page.read_text())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def links(self) -> list[str]:
-        return [values[n] for _, values in self.tags for n in ("href", "src") if n in values]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(int)
-
-
-def check_links(gallery: Path) -> None:
-    """Every address in every page leads to a file of the gallery."""
-    for page in gallery.rglob("*.html"):
-        for link in Markup(page).links():
-            target = (page.parent / (unquote(urldefrag(link).url) or page.name)).resolve()
-            assert target.is_file(), f"{page}: {link}"
-            assert target.is_relative_to(gallery.resolve())
 
 
 def test_every_layer_and_feature_has_its_page_at_a_stable_address(run: Path) -> None:
@@ -89,17 +55,7 @@ def test_every_layer_and_feature_has_its_page_at_a_stable_address(run: Path) -> 
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_inline(run: Path) -> None:
-    for page in (run / "gallery").rglob("*.html"):
-        markup = Markup(page)
-        policies = [v["content"] for _, v in markup.tags if "http-equiv" in v]
-        assert len(policies) == 1
-        assert policies[0].startswith("default-src 'none'")
-        assert "unsafe" not in policies[0]
-        for tag, values in markup.tags:
-            assert tag != "style"
-            assert tag != "script" or values["src"]
-            assert not [name for name in values if name.startswith("on") or name == "style"]
-        assert not [link for link in markup.links() if ":" in link or link.startswith("/")]
+    check_policy(run / "gallery")
 
 
 def test_montages_hold_the_winners_in_order(run: Path) -> None:
@@ -147,15 +103,7 @@ def test_odd_layers_show_what_there_is(run: Path) -> None:
 
 
 def test_every_image_has_its_size_and_a_text(run: Path) -> None:
-    for page in (run / "gallery").rglob("*.html"):
-        for tag, values in Markup(page).tags:
-            if tag == "img":
-                size = Image.open(page.parent / values["src"]).size
-                assert size == (int(values["width"]), int(values["height"]))
-                assert values["alt"]
-            if tag == "svg":
-                assert values["role"] == "img"
-                assert values["aria-label"]
+    check_pictures(run / "gallery")
 
 
 def test_building_again_changes_nothing(run: Path) -> None:

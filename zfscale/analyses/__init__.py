@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
 
+    from zfscale.boxes import PartBox
     from zfscale.convnet.network import Network
 
 
@@ -89,6 +90,9 @@ class View(Protocol):
     def done(self, stage: str) -> Mapping[str, Rows]:
         """Committed tasks of a pass: task id to a reader of its tables."""
 
+    def tell(self, note: str) -> None:
+        """Let whoever runs the job know something, in one sentence."""
+
     def table(self, table: Table) -> Columns:
         """A published table, whole. Not for `images`, which grows with the input."""
 
@@ -103,6 +107,13 @@ class View(Protocol):
 
     def sample(self, count: int, seed: int) -> Sequence[Image]:
         """`count` accepted images, or all there are, in the order of the collection."""
+
+    def parts(self, images: Sequence[Image], file: str | None) -> Mapping[str, Sequence[PartBox]]:
+        """Boxes of parts by image id, for those images that have any, each part once.
+
+        From a user's `file`, or else from what the images' own records say. Reads no pixels.
+        Raises UsageError for a file with a mistake in it.
+        """
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,9 @@ class Sweep:
             y, x = spans[name]
             sources = engine.inputs[name]
             below = [changes[source] for source in sources]
-            if engine.graph.input == name:
+            if not y.length * x.length:  # no occluder reaches this map
+                values = value.new_zeros(y.length, x.length, engine.map_of(name)[0])
+            elif engine.graph.input == name:
                 values = value - differences.pick(memory[name], y, x)
             else:
                 values = self._step(name, below, memory, y, x)

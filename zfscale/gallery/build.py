@@ -9,58 +9,64 @@ import jinja2
 
 from zfscale.gallery import names, sheets
 from zfscale.gallery.output import File, Output
-from zfscale.gallery.pages import Page, kinds
+from zfscale.gallery.pages import Chapter, Page, chapters, kinds
 from zfscale.gallery.site import Site, survey
 from zfscale.results import Results
 
 Progress = Callable[[int, int], None]
 """Called with the number of files written and the number of files in all."""
 
-ASSETS = ("gallery.css", "gallery.js")
+ASSETS = ("gallery.css", "gallery.js", "figures.css", "figures.js")
 
 
 def build(run: str, out: str | None = None, progress: Progress | None = None) -> str:
     """Write the gallery of a finished run and return the address of its `index.html`.
 
     `run` and `out` are directories or URLs; `out` is RUN/gallery if left out. Building again
-    replaces every file by an equal one. Raises what `Results` raises; also if an image that won
-    is gone from where the scan found it.
+    replaces every file by an equal one. Raises what `Results` raises; also if an image that is
+    shown is gone from where the scan found it.
     """
     site = survey(Results(run))
+    book = chapters(site)
     output = Output(out or f"{site.results.run}/gallery")
-    pages = sum(1 for pages in kinds() for _ in pages(site))
-    total = sheets.count(site) + len(ASSETS) + 1 + pages
-    for done, file in enumerate(_files(site), start=1):
+    total = sheets.count(site, _images(book)) + len(ASSETS) + 1
+    total += sum(kind.count(site) for kind in kinds())
+    for done, file in enumerate(_files(site, book), start=1):
         output.write(file)
         if progress is not None:
             progress(done, total)
     return f"{output.address}/index.html"
 
 
-def _files(site: Site) -> Iterator[File]:
-    yield from sheets.images_and_patches(site)
+def _files(site: Site, book: list[Chapter]) -> Iterator[File]:
+    yield from sheets.images_and_patches(site, _images(book))
     for layer in site.layers:
         if layer.projected:
             yield from sheets.projections(layer, site.results.projections(layer.name))
     static = resources.files("zfscale.gallery") / "static"
     for name in ASSETS:
         yield File(f"assets/{name}", (static / name).read_bytes())
-    yield File("assets/features.js", search_data(site).encode("ascii"))
-    yield from render(site)
+    yield File("assets/features.js", search_data(site, book).encode("ascii"))
+    yield from render(site, book)
 
 
-def render(site: Site) -> Iterator[File]:
-    """All pages, the first page last: a gallery that has one is whole."""
-    environment = _environment(site)
+def _images(book: list[Chapter]) -> set[str]:
+    return {image for chapter in book for image in chapter.images}
+
+
+def render(site: Site, book: list[Chapter]) -> Iterator[File]:
+    """All pages with their files, the first page last: a gallery that has one is whole."""
+    environment = _environment(site, book)
 
     def to_file(page: Page) -> File:
         root = "../" * page.path.count("/")
         html = environment.get_template(page.template).render(page.values, root=root)
         return File(page.path, html.encode("utf-8", "replace"))
 
-    found = (page for pages in kinds() for page in pages(site))
+    found = (page for kind in kinds() for page in kind.pages(site))
     last = []
     for page in found:
+        yield from page.files
         if page.path == "index.html":
             last.append(page)
         else:
@@ -68,7 +74,7 @@ def render(site: Site) -> Iterator[File]:
     yield from map(to_file, last)
 
 
-def search_data(site: Site) -> str:
+def search_data(site: Site, book: list[Chapter]) -> str:
     """The script that the search reads: one assignment of escaped JSON, no code from the run."""
     classes = {
         feature.top_class: feature.top[0]
@@ -80,10 +86,15 @@ def search_data(site: Site) -> str:
         {"name": layer.name, "slug": layer.slug, "top": [f.top_class for f in layer.features]}
         for layer in site.layers
     ]
-    return f"globalThis.zfscale={names.script_json({'classes': classes, 'layers': layers})};\n"
+    data = {
+        "classes": classes,
+        "layers": layers,
+        "chapters": [{"name": chapter.name, "address": chapter.address} for chapter in book],
+    }
+    return f"globalThis.zfscale={names.script_json(data)};\n"
 
 
-def _environment(site: Site) -> jinja2.Environment:
+def _environment(site: Site, book: list[Chapter]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("zfscale.gallery"),
         autoescape=True,
@@ -92,5 +103,5 @@ def _environment(site: Site) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": names.number, "percent": names.percent}
-    environment.globals |= {"site": site, "results": site.results}
+    environment.globals |= {"site": site, "results": site.results, "chapters": book}
     return environment

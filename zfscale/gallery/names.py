@@ -41,6 +41,14 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def between(value: float, low: float, high: float) -> str:
+    """A value of a scale from `low` to `high`, to a fiftieth of the scale's length or finer."""
+    spread = high - low
+    if not (math.isfinite(value) and math.isfinite(spread)) or spread <= 0:
+        return number(value)
+    return f"{value:,.{min(max(math.ceil(math.log10(50 / spread)), 0), 9)}f}"
+
+
 def percent(value: Any) -> str:
     """A fraction as a percentage."""
     if value is None or not math.isfinite(value):

@@ -1,14 +1,15 @@
 """The pictures of a site: montages of patches and projections, large projections, whole images.
 
-Every winning image is read once, whatever number of features it wins: its patches go to a spool
-on the disk, as places of montages that are encoded when all images have been read.
+Every image is read once, whatever number of features it wins and whatever else shows it: its
+patches go to a spool on the disk, as places of montages that are encoded when all images have
+been read.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,26 @@ Place = tuple[int, int, int, Box | None]
 """Where a patch belongs: index of the layer, index of the feature, rank; and its box."""
 
 
-def images_and_patches(site: Site) -> Iterator[File]:
-    """Whole images as the network saw them, then the montages of patches."""
+def images_and_patches(site: Site, others: Collection[str]) -> Iterator[File]:
+    """Whole images as the network saw them, then the montages of patches.
+
+    The images are the winners and `others`, which are ids.
+    """
     places: defaultdict[str, list[Place]] = defaultdict(list)
     for at, layer in enumerate(site.layers):
         for index, feature in enumerate(layer.features):
             for winner in feature.winners:
                 places[winner.image].append((at, index, winner.rank, winner.box))
-    in_file_order = [image for image in site.results.references if image in places]
-    missing = places.keys() - set(in_file_order)
+    wanted = places.keys() | set(others)
+    in_file_order = [image for image in site.results.references if image in wanted]
+    missing = wanted - set(in_file_order)
     order = [*in_file_order, *sorted(missing)]  # the missing ones raise when they are read
     with tempfile.TemporaryDirectory(prefix="zfscale-gallery-") as folder:
         spools = [_spool(Path(folder) / f"{at}.npy", x) for at, x in enumerate(site.layers)]
 
         def read(image: str) -> File:
             pixels = site.results.image(image)
-            for at, index, rank, box in places[image]:
+            for at, index, rank, box in places.get(image, ()):
                 layer = site.layers[at]
                 if rank < layer.shown:
                     patch = cut(pixels, box, site.results.preprocessing.mean_colour)
@@ -83,10 +88,12 @@ def projections(layer: LayerView, array: Any) -> Iterator[File]:
         yield from pair
 
 
-def count(site: Site) -> int:
+def count(site: Site, others: Collection[str]) -> int:
     """How many pictures there will be."""
     images = {w.image for x in site.layers for f in x.features for w in f.winners}
-    return len(images) + sum(len(x.features) * (3 if x.projected else 1) for x in site.layers)
+    return len(images.union(others)) + sum(
+        len(x.features) * (3 if x.projected else 1) for x in site.layers
+    )
 
 
 def _spool(path: Path, layer: LayerView) -> NDArray[np.uint8]:

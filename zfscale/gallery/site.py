@@ -125,8 +125,15 @@ class Site:
         """Whether the network's input is so small that its pixels should stay squares."""
         return max(self.input) <= pictures.LOSSLESS
 
+    def occluder(self, analysis: str) -> str:
+        """The colour with which an analysis hid what lies below, as CSS has it."""
+        options = self.results.record.stages.get(analysis, {}).get("options", {})
+        value = options.get("value", "mean")
+        colour = self.results.preprocessing.mean_colour if value == "mean" else value
+        return "rgb({},{},{})".format(*(int(level) for level in colour))
+
     def image(self, identity: str) -> str:
-        """A winning image, whole, as the network saw it."""
+        """An image, whole, as the network saw it."""
         return f"images/{identity}.{pictures.suffix(self.input)}"
 
 

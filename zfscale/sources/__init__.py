@@ -6,6 +6,7 @@ One module of this package is one format. It holds
     def shards(places: Sequence[Place]) -> list[Shard]   one per file or folder, samples counted
     def read(shard, start, stop, skip) -> Iterator[Sample]
     def class_names(shards: Sequence[Shard]) -> list[str] | None
+    def records(uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, bytes]]
 
 and nothing else names it: adding a format is adding one file. Bad input inside a container is a
 Sample with a reason, never an exception. Encoded bytes only: pixels are the business of `decode`.
@@ -25,7 +26,7 @@ from zfscale.records import ImageRef, Reason, Sample, Shard
 from zfscale.sources import classes, files
 from zfscale.sources.files import Place
 
-_HELPERS = {"classes", "decode", "files", "header"}
+_HELPERS = {"classes", "decode", "files", "header", "parts"}
 
 
 class Format(Protocol):
@@ -40,6 +41,8 @@ class Format(Protocol):
     ) -> Iterator[Sample]: ...
 
     def class_names(self, shards: Sequence[Shard]) -> list[str] | None: ...
+
+    def records(self, uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, bytes]]: ...
 
 
 def formats() -> list[str]:
@@ -157,6 +160,34 @@ def fetch(ref: ImageRef) -> bytes:
     if data is None:
         raise IntegrityError(f"{ref}: no image there; was the file changed after the scan?")
     return data
+
+
+def records(
+    refs: Sequence[ImageRef],
+    format: str | None = None,  # noqa: A002  (the key in the job file)
+) -> Iterator[tuple[ImageRef, bytes]]:
+    """The JSON records of those images that have one, file by file; no image is read.
+
+    What is written in a record is not looked at. One that is longer than `RECORD_BYTES` is given
+    as no bytes.
+    """
+    by_file: dict[str, list[ImageRef]] = {}
+    for ref in refs:
+        by_file.setdefault(ref.uri, []).append(ref)
+
+    def read_file(uri: str) -> list[tuple[ImageRef, bytes]]:
+        try:
+            return list(_module(format or _claims(uri)).records(uri, by_file[uri]))
+        except (FileNotFoundError, PermissionError):
+            return []  # Reading the images will say so.
+
+    for found in files.in_threads(read_file, list(by_file)):
+        yield from found
+
+
+def _claims(uri: str) -> str:
+    """The format that claims the name of a file."""
+    return next(name for name in formats() if uri.lower().endswith(_module(name).SUFFIXES))
 
 
 def class_names(shards: Sequence[Shard]) -> list[str] | None:

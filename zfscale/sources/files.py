@@ -23,6 +23,9 @@ IMAGE_SUFFIXES = (
 )
 """Names taken for images. Whether the bytes are one that can be decoded shows later."""
 
+RECORD_BYTES = 1 << 20
+"""A .cls or .json beside an image that is longer than this is not read."""
+
 LISTING_THREADS = 8
 
 T = TypeVar("T")
@@ -97,6 +100,12 @@ def read_whole(uri: str) -> bytes:
     """All bytes of a file."""
     fs, path = locate(uri)
     return cast(bytes, fs.cat_file(path))
+
+
+def size(uri: str) -> int:
+    """Bytes in a file."""
+    fs, path = locate(uri)
+    return int(fs.size(path) or 0)
 
 
 def exists(uri: str) -> bool:

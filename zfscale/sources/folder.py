@@ -15,7 +15,7 @@ from enum import IntEnum
 from zfscale.errors import UsageError
 from zfscale.records import ImageRef, Reason, Sample, Shard
 from zfscale.sources import classes, files
-from zfscale.sources.files import IMAGE_SUFFIXES, Entry, Place
+from zfscale.sources.files import IMAGE_SUFFIXES, RECORD_BYTES, Entry, Place
 
 SUFFIXES = IMAGE_SUFFIXES
 
@@ -121,6 +121,13 @@ def class_names(shards: Sequence[Shard]) -> list[str] | None:
     """The names of the class folders by label."""
     names = {shard.label: files.name(shard.uri) for shard in shards if shard.label is not None}
     return [names[label] for label in sorted(names)] or None
+
+
+def records(uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, bytes]]:
+    """The file of the same name with the ending .json, where there is one."""
+    text = files.read_range(f"{uri.rpartition('.')[0]}.json", 0, RECORD_BYTES + 1)
+    for ref in refs:
+        yield ref, text if len(text) <= RECORD_BYTES else b""
 
 
 def read(shard: Shard, start: int, stop: int, skip: Collection[int]) -> Iterator[Sample]:

@@ -153,6 +153,20 @@ def _row_group(uri: str, group: int) -> pa.ChunkedArray | None:
         return file.read_row_group(group, columns=[image])[image]
 
 
+def records(uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, bytes]]:
+    """The column `parts` of the wanted rows, where there is one, written as a record."""
+    with _damage_tolerated(), _open(uri) as file:
+        if "parts" not in file.schema_arrow.names:
+            return
+        for group in sorted({ref.row_group for ref in refs if ref.row_group is not None}):
+            column = file.read_row_group(group, columns=["parts"])["parts"]
+            for ref in refs:
+                if ref.row_group == group and ref.row is not None:
+                    parts = column[ref.row].as_py()
+                    if parts is not None:
+                        yield ref, json.dumps({"parts": parts}, default=str).encode()
+
+
 def class_names(shards: Sequence[Shard]) -> list[str] | None:
     """The names of the ClassLabel feature of the first file that can be read."""
     for shard in shards:

@@ -15,14 +15,11 @@ from typing import BinaryIO
 from zfscale.errors import UsageError
 from zfscale.records import ImageRef, Reason, Sample, Shard
 from zfscale.sources import classes, files
-from zfscale.sources.files import IMAGE_SUFFIXES, Entry, Place
+from zfscale.sources.files import IMAGE_SUFFIXES, RECORD_BYTES, Entry, Place
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 SUFFIXES = (".tar", *_COMPRESSED)
-
-SIDECAR_BYTES = 1 << 20
-"""A .cls or .json longer than this says nothing about a label."""
 
 # A pax header may hold anything: tarfile itself lets these through.
 _BROKEN = (tarfile.TarError, ValueError, RecursionError)
@@ -70,6 +67,21 @@ def read(shard: Shard, start: int, stop: int, skip: Collection[int]) -> Iterator
 
 def class_names(shards: Sequence[Shard]) -> None:
     """A tar does not say how its classes are called."""
+
+
+def records(uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, bytes]]:
+    """The .json of each sample whose image is wanted: one walk over the headers of the tar."""
+    wanted = {ref.offset: ref for ref in refs}
+    with files.open_file(uri) as file:
+        for item in _groups(_members(file, files.size(uri))):
+            image = None if isinstance(item, Reason) else _image(item)
+            if isinstance(item, Reason) or image is None or image.offset_data not in wanted:
+                continue
+            member = item.members.get(".json")
+            if member is not None and member.isreg():
+                small = 0 <= member.size <= RECORD_BYTES
+                file.seek(member.offset_data)
+                yield wanted.pop(image.offset_data), file.read(member.size if small else 0)
 
 
 @functools.lru_cache(maxsize=4)
@@ -190,7 +202,7 @@ def _image(group: _Group) -> tarfile.TarInfo | None:
 def _label(group: _Group, file: BinaryIO) -> int | None:
     for suffix, parse in ((".cls", classes.label), (".json", classes.json_label)):
         member = group.members.get(suffix)
-        if member is not None and member.isreg() and member.size <= SIDECAR_BYTES:
+        if member is not None and member.isreg() and member.size <= RECORD_BYTES:
             file.seek(member.offset_data)
             return parse(file.read(member.size))
     return None

@@ -62,6 +62,11 @@ class Seen:
     projection: tuple[int, int, int, int]
 
 
+def count(site: Site) -> int:
+    """One page a feature."""
+    return sum(len(layer.features) for layer in site.layers)
+
+
 def pages(site: Site) -> Iterator[Page]:
     """features/LAYER/NUMBER.html for every feature, chained within the layer."""
     for layer, (before, after) in zip(site.layers, around(site.layers), strict=True):

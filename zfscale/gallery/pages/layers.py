@@ -8,6 +8,11 @@ from zfscale.gallery.pages import Page
 from zfscale.gallery.site import LayerView, Site
 
 
+def count(site: Site) -> int:
+    """One page a layer."""
+    return len(site.layers)
+
+
 def pages(site: Site) -> Iterator[Page]:
     """layers/NAME.html for every layer, chained in the order of the network."""
     for layer, (before, after) in zip(site.layers, around(site.layers), strict=True):

@@ -29,6 +29,8 @@ function layerEntry(layer) {
   };
 }
 
+const chapterEntry = ({ name, address }) => ({ text: name, note: "", address: `${root}${address}` });
+
 // Layers that a word may mean: the exact one alone, else those that begin with it, else hold it.
 function layersLike(word) {
   const lower = zfscale.layers.map((layer) => layer.name.toLowerCase());
@@ -67,7 +69,8 @@ function search(text) {
   if (!query) return [];
   const exact = zfscale.layers.filter((layer) => layer.name.toLowerCase() === query);
   const layers = layersLike(query).filter((layer) => !exact.includes(layer));
-  const all = [...exact.map(layerEntry), ...byNumber(query), ...layers.map(layerEntry), ...byClass(query)];
+  const chapters = zfscale.chapters.filter(({ name }) => name.startsWith(query)).map(chapterEntry);
+  const all = [...exact.map(layerEntry), ...chapters, ...byNumber(query), ...layers.map(layerEntry), ...byClass(query)];
   const seen = new Set();
   return all.filter(({ address }) => !seen.has(address) && seen.add(address)).slice(0, LIMIT);
 }

@@ -1,0 +1,286 @@
+"""Figure 7 through the driver, against the plain module on each occluded image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import zfscale
+from zfscale import analyses, driver, job, models, resolve, sources
+from zfscale.analyses import occlusion
+from zfscale.datasets import parts
+from zfscale.errors import UsageError
+from zfscale.events import Event, Note, StageBegun, StageDone
+from zfscale.models.zfnet_mini import PREPROCESSING
+from zfscale.records import Counts, image_id
+from zfscale.sources.decode import decode
+from zfscale.stores.digest import digest
+from zfscale.stores.storage import open_storage
+from zfscale.worker import Serial
+
+SIDE = PREPROCESSING.crop[0]
+OPTIONS = {"images": "all", "size": [20, 31], "stride": [23, 17], "features": [3, 11]}
+
+
+def carry_out(run: Path, images: Path, executor=Serial, **changes) -> list[Event]:
+    """Scan and sweep; what the job told."""
+    given = OPTIONS | changes.pop("options", {})
+    spec = {"run": str(run), "model": "zfscale:zfnet-mini", "images": str(images), "batch": 8}
+    spec |= {"analyses": {"scan": {"layers": ["conv5"]}, "occlusion": given}, **changes}
+    told: list[Event] = []
+    driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, told.append)
+    return told
+
+
+def counts_of(told: list[Event]) -> Counts:
+    (done,) = [e for e in told if isinstance(e, StageDone) and e.stage == "occlusion"]
+    return done.counts
+
+
+def tasks_of(told: list[Event]) -> int:
+    return sum(e.tasks for e in told if isinstance(e, StageBegun) and e.stage == "occlusion")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven held-out images in two shards; the last one of the first comes again."""
+    folder = tmp_path_factory.mktemp("occlusion") / "images"
+    parts.write(str(folder), count=11, seed=2, shard_size=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("run") / "run"
+    assert counts_of(carry_out(place, images)) == Counts(11, 11)
+    return place
+
+
+def starts(size: int, stride: int) -> list[int]:
+    """Until the last row or column is covered."""
+    found = [0]
+    while found[-1] + size < SIDE:
+        found.append(found[-1] + stride)
+    return found
+
+
+def samples(images: Path) -> list[tuple[str, str, int | None, torch.Tensor]]:
+    """Id, key, label and normalised input (1, 3, H, W) of all images."""
+    found = []
+    for shard in sources.find([str(images)]):
+        for sample in sources.read(shard, 0, shard.images):
+            pixels = decode(sample.data, PREPROCESSING).pixels.double()
+            mean, std = (
+                torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std)
+            )
+            image = ((pixels - mean) / std).float()[None]
+            found.append((image_id(sample.data), sample.key, sample.label, image))
+    return found
+
+
+def through(module: nn.Sequential, image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of layer 5 after its rectification (C, h, w), and the logits, module by module."""
+    maps = None
+    with torch.inference_mode():
+        for name, layer in module.named_children():
+            image = layer(image)
+            if name == "relu5":
+                maps = image[0].double().numpy().copy()
+    return maps, image[0].double().numpy()
+
+
+def test_against_the_plain_module(run: Path, images: Path) -> None:
+    module = models.load("zfscale:zfnet-mini", None).module
+    results = zfscale.open(str(run))
+    positions, features = results.occlusion, results.occlusion_features
+    known = results.occlusion_images.set_index("image_id")
+    assert len(known) == 11
+    for id_, key, label, image in samples(images)[::5]:
+        maps, logits = through(module, image.clone())
+        feature, y, x = np.unravel_index(maps.argmax(), maps.shape)
+        row = known.loc[id_]
+        assert (row["key"], row["label"], row["target"]) == (key, label, label)
+        assert (row["feature"], row["y"], row["x"]) == (feature, y, x)
+        assert (row["height"], row["width"], row["stride_y"], row["stride_x"]) == (20, 31, 23, 17)
+        assert row["predicted"] == logits.argmax()
+        assert row["total"] == pytest.approx(maps[feature].sum(), rel=1e-5)
+        assert (row["layer"], row["method"]) == ("conv5", "incremental")
+        mine = positions[positions["image_id"] == id_].set_index(["y", "x"])
+        more = features[features["image_id"] == id_].set_index(["feature", "y", "x"])
+        assert (row["rows"], row["columns"]) == (len(starts(20, 23)), len(starts(31, 17)))
+        assert len(mine) == row["rows"] * row["columns"]
+        assert len(more) == 2 * len(mine)
+        for top in starts(20, 23):
+            for left in starts(31, 17):
+                hidden = image.clone()
+                hidden[:, :, top : top + 20, left : left + 31] = 0
+                occluded, scores = through(module, hidden)
+                chances = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+                found = mine.loc[(top, left)]
+                assert found["probability"] == pytest.approx(chances[label], abs=1e-5)
+                assert found["predicted"] == scores.argmax()
+                totals = occluded.sum((1, 2))
+                assert found["activation"] == pytest.approx(
+                    totals[feature], abs=1e-5 * maps[feature].sum()
+                )
+                for other in (3, 11):
+                    further = more.loc[(other, top, left)]
+                    scale = 1e-5 * maps.sum((1, 2)).max()
+                    assert further["activation"] == pytest.approx(totals[other], abs=scale)
+                    assert further["unoccluded"] == pytest.approx(maps[other].sum(), abs=scale)
+
+
+def test_the_receptive_field_is_that_of_the_winners(run: Path) -> None:
+    results = zfscale.open(str(run))
+    winners = results.winners.set_index(["image_id", "feature"])
+    checked = 0
+    for row in results.occlusion_images.itertuples():
+        if (row.image_id, row.feature) in winners.index:
+            won = winners.loc[(row.image_id, row.feature)]
+            for name in ("y", "x", "y0", "x0", "y1", "x1"):
+                assert won[name] == getattr(row, name)
+            checked += 1
+    assert checked > 3
+
+
+def test_tasks_of_some_images_or_some_rows_give_the_same(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Position ranges of one image meet in the tables; each image is described once."""
+    monkeypatch.setattr(occlusion, "WORK", 1e7)
+    told = carry_out(tmp_path / "run", images)
+    assert tasks_of(told) == 11 * len(starts(20, 23))
+    whole, split = zfscale.open(str(run)), zfscale.open(str(tmp_path / "run"))
+    keys = {
+        "occlusion": ["image_id", "y", "x"],
+        "occlusion_images": ["image_id"],
+        "occlusion_features": ["image_id", "feature", "y", "x"],
+    }
+    for table, key in keys.items():
+        one, other = (
+            getattr(r, table).drop(columns="run_id").sort_values(key, ignore_index=True)
+            for r in (whole, split)
+        )
+        pd.testing.assert_frame_equal(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_copies_count_once(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.tar").write_bytes(min(images.glob("*.tar")).read_bytes())
+    counts = counts_of(carry_out(tmp_path / "run", folder))
+    assert counts.images == counts.ok + counts.duplicate == 14
+    results = zfscale.open(str(tmp_path / "run"))
+    assert len(results.occlusion_images) == 7
+    assert not results.occlusion.duplicated(["image_id", "y", "x"]).any()
+
+
+def test_an_interrupted_sweep_goes_on(images: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(occlusion, "WORK", 1e9)
+
+    class Dying(Serial):
+        def execute(self, tasks):
+            for number, receipt in enumerate(super().execute(tasks)):
+                if tasks[0].stage == "occlusion" and number == 3:
+                    raise KeyboardInterrupt
+                yield receipt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tmp_path / "run", images, Dying)
+    told = carry_out(tmp_path / "run", images)
+    whole = tasks_of(carry_out(tmp_path / "other", images))
+    assert tasks_of(told) == whole - 3
+    one, other = (digest(open_storage(str(tmp_path / name))) for name in ("run", "other"))
+    assert one == other
+
+
+UNTRACEABLE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 5, 5, stride=3)
+        self.conv2 = nn.Conv2d(5, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.conv2(torch.relu(self.conv1(x)))
+        {statement}
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+def net():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"), [("if x.sum() > 1e9: x = x * 2", "traced"), ("x = x * 2", "mul")]
+)
+def test_the_whole_network_is_run_where_it_must_be(
+    images: Path, tmp_path: Path, monkeypatch, statement: str, why: str
+) -> None:
+    name = f"own_{why}"
+    (tmp_path / f"{name}.py").write_text(UNTRACEABLE.replace("{statement}", statement))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = {"options": {"features": [], "images": {"sample": 2}, "value": [10, 250, 90]}}
+    changes = {"model": f"{name}:net", "weights": "seed:3"}
+    analysed = {"scan": {"layers": ["conv2"]}, "occlusion": OPTIONS | given["options"]}
+    told = carry_out(tmp_path / "run", images, **changes, analyses=analysed)
+    (note,) = [e.text for e in told if isinstance(e, Note)]
+    assert "whole network" in note
+    assert why in note
+    results = zfscale.open(str(tmp_path / "run"))
+    (method,) = set(results.occlusion_images["method"])
+    assert method == "full"
+    network = models.load(changes["model"], "seed:3", "cpu")
+    row = results.occlusion_images.iloc[0]
+    pixels = torch.from_numpy(results.image(row["image_id"])).permute(2, 0, 1)[None]
+    colour = torch.tensor([10, 250, 90], dtype=torch.uint8).view(1, 3, 1, 1)
+    mine = results.occlusion[results.occlusion["image_id"] == row["image_id"]]
+    for found in mine.iloc[::9].itertuples():
+        hidden = pixels.clone()
+        hidden[:, :, found.y : found.y + 20, found.x : found.x + 31] = colour
+        logits = network.forward(hidden)[0].softmax(0)
+        assert found.probability == pytest.approx(float(logits[row["target"]]), abs=1e-5)
+
+
+def test_without_classes_nothing_above_the_layer_is_there(images: Path, tmp_path: Path) -> None:
+    options = {"classify": False, "features": [], "images": {"sample": 3, "seed": 1}}
+    carry_out(tmp_path / "run", images, options=options)
+    results = zfscale.open(str(tmp_path / "run"))
+    assert len(results.occlusion_images) == 3
+    assert results.occlusion["probability"].isna().all()
+    assert results.occlusion["activation"].notna().all()
+    assert "occlusion_features" not in results.tables
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 112}, "112 pixels high covers the whole input of 112"),
+        ({"size": [20, 300]}, "300 pixels wide"),
+        ({"layer": "conv9"}, "conv9"),
+        ({"features": [64]}, "conv5 has no feature 64; it has 0 to 63"),
+        ({"images": {"keys": ["nobody"]}}, "'nobody'"),
+        ({"images": {"winners": ["conv1"]}}, "no layer 'conv1'; it has conv5"),
+    ],
+)
+def test_mistakes_are_named(images: Path, tmp_path: Path, options, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        carry_out(tmp_path / "run", images, options=options)
+
+
+@pytest.mark.parametrize(
+    "given", [{"size": 0}, {"size": 1.5}, {"stride": -1}, {"value": "grey"}, {"value": [1, 2]}]
+)
+def test_options_out_of_range_are_refused(given) -> None:
+    with pytest.raises(UsageError, match=rf"analyses\.occlusion\.{next(iter(given))}"):
+        analyses.options("occlusion", given)

@@ -1,0 +1,98 @@
+"""The maps of an image are the rows of its table, however these are cut and ordered."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zfscale.gallery.occluded import facts, maps, watched
+from zfscale.results import Results
+
+make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
+sweeps = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_sweeps.py"))
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_maps_are_the_rows_of_the_table(tmp_path: Path, pieces: int) -> None:
+    """Literal: a loop over all rows of the tables, whatever image they belong to."""
+    run = make["write_run"](tmp_path)
+    sweeps["occlusion"](run, count=4, pieces=pieces, further=(3, 1))
+    results = Results(str(run))
+    expected: dict[tuple, float] = {}
+    for row in results.occlusion.itertuples():
+        for name in ("activation", "probability", "predicted"):
+            expected[row.image_id, name, row.y // 4, row.x // 5] = getattr(row, name)
+    for row in results.occlusion_features.itertuples():
+        expected[row.image_id, row.feature, row.y // 4, row.x // 5] = row.activation
+    found: dict[tuple, float] = {}
+    for fact, one in maps(results):
+        assert set(one.further) == {1, 3}
+        assert {further.total for further in one.further.values()} == {241.0}
+        grids = {name: getattr(one, name) for name in ("activation", "probability", "predicted")}
+        grids |= {feature: further.activation for feature, further in one.further.items()}
+        for name, grid in grids.items():
+            assert grid.shape == fact.grid == (7, 6)
+            found |= {(fact.id, name, y, x): value for (y, x), value in np.ndenumerate(grid)}
+    assert found == expected
+    assert len(found) == 4 * 7 * 6 * 5
+    assert watched(results) == 2
+    assert [fact.id for fact, _ in maps(results)] == results.occlusion_images["image_id"].tolist()
+
+
+def test_few_rows_are_held_when_the_tables_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are read as they are needed: one image at a time here, where a batch is an image."""
+    run = make["write_run"](tmp_path)
+    sweeps["occlusion"](run, count=6)
+    results = Results(str(run))
+    dataset = results.dataset
+    read = 0
+
+    class Short:
+        def __init__(self, table: str) -> None:
+            self.inner = dataset(table)
+
+        def to_batches(self, **options):
+            nonlocal read
+            for batch in self.inner.to_batches(batch_size=42, **options):
+                read += len(batch) == 42
+                yield batch
+
+    monkeypatch.setattr(results, "dataset", Short)
+    steps = [read for _ in maps(results)]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_positions_without_a_row_are_unknown(tmp_path: Path) -> None:
+    run = make["write_run"](tmp_path)
+    sweeps["occlusion"](run, count=2, pieces=7)
+    results = Results(str(run))
+    part = min(path for path in results.record.published if path.startswith("occlusion/"))
+    del results.record.published[part]  # the last of seven rows of every map
+    for _, one in maps(results):
+        assert np.isnan(one.activation[6]).all()
+        assert np.isnan(one.predicted[6]).all()
+        assert not np.isnan(one.activation[:6]).any()
+
+
+def test_nulls_are_unknown(tmp_path: Path) -> None:
+    run = make["write_run"](tmp_path)
+    sweeps["occlusion"](run, count=1, classes=None)
+    ((fact, one),) = maps(Results(str(run)))
+    assert fact.probability is None
+    assert np.isnan(one.probability).all()
+    assert np.isnan(one.predicted).all()
+    assert not np.isnan(one.activation).any()
+
+
+def test_a_map_lies_where_the_centres_of_the_occluder_were(tmp_path: Path) -> None:
+    run = make["write_run"](tmp_path)
+    sweeps["occlusion"](run, count=1)
+    (fact,) = facts(Results(str(run)))
+    left, top, across, down = fact.cover
+    for row, column in np.ndindex(*fact.grid):
+        centre = row * 4 + 8 / 2, column * 5 + 10 / 2  # stride and occluder of the synthetic run
+        assert top + (row + 0.5) * down / 7 == pytest.approx(centre[0])
+        assert left + (column + 0.5) * across / 6 == pytest.approx(centre[1])

@@ -1,0 +1,115 @@
+"""What transforms did to images, from the table `invariance`: the mean over all images, and the
+curves of a few. Read once, batch by batch. Knows no HTML.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from zfscale.results import Results
+
+TABLE = "invariance"
+MEASURES = ("normalised", "distance", "probability")
+DRAWN = 50
+"""Images with a curve of their own."""
+
+Numbers = NDArray[np.float64]
+
+Name = tuple[str, str, str]
+"""Transform, layer and measure."""
+
+Place = tuple[str, str, float]
+"""Transform, layer and amount."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """An image with a curve of its own."""
+
+    id: str
+    key: str
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All measures by amount of transform.
+
+    `amounts` maps each transform to its amounts, rising; `means` and `single` hold the values at
+    these amounts: (amounts,) over all `count` images, and (images drawn, amounts). NaN where
+    nothing was stored.
+    """
+
+    count: int
+    drawn: tuple[Transformed, ...]
+    layers: tuple[str, ...]
+    amounts: Mapping[str, tuple[float, ...]]
+    means: Mapping[Name, Numbers]
+    single: Mapping[Name, Numbers]
+
+
+def read(results: Results) -> Curves:
+    """The curves of a run. The images drawn are the first of the table."""
+    seen: set[str] = set()
+    drawn: dict[str, Transformed] = {}
+    points: dict[tuple[str, Place], list[float | None]] = {}
+    totals: defaultdict[Place, Numbers] = defaultdict(lambda: np.zeros((len(MEASURES), 2)))
+    columns = ["image_id", "key", "label", "transform", "layer", "amount", *MEASURES]
+    for batch in results.dataset(TABLE).to_batches(columns=columns):
+        ids = pc.unique(batch["image_id"]).to_pylist()
+        seen.update(ids)
+        rows = pa.Table.from_batches([batch])
+        for place, sums in _sums(rows):
+            totals[place] += sums
+        first = pa.array(list(dict.fromkeys([*drawn, *ids]))[:DRAWN], pa.string())
+        for row in rows.filter(pc.is_in(rows["image_id"], first)).to_pylist():
+            image = Transformed(row["image_id"], row["key"], row["label"])
+            drawn.setdefault(image.id, image)
+            points[image.id, _place(row)] = [row[name] for name in MEASURES]
+
+    amounts = _amounts(totals)
+    means: dict[Name, Numbers] = {}
+    single: dict[Name, Numbers] = {}
+    for transform, layer in dict.fromkeys(place[:2] for place in totals):
+        places = [(transform, layer, amount) for amount in amounts[transform]]
+        sums = np.stack([totals[place] for place in places])
+        unknown = [None] * len(MEASURES)
+        values = [[points.get((image, place), unknown) for place in places] for image in drawn]
+        found = np.array(values, np.float64)  # None becomes NaN
+        for index, measure in enumerate(MEASURES):
+            with np.errstate(invalid="ignore"):  # no value at all: 0 / 0
+                means[transform, layer, measure] = sums[:, index, 0] / sums[:, index, 1]
+            single[transform, layer, measure] = found[:, :, index]
+    used = {layer for _, layer, _ in totals}
+    known = [layer for layer in results.layers if layer in used]
+    layers = tuple(dict.fromkeys([*known, *sorted(used)]))
+    return Curves(len(seen), tuple(drawn.values()), layers, amounts, means, single)
+
+
+def _sums(rows: pa.Table) -> Iterator[tuple[Place, Numbers]]:
+    """Sum and number of the values of each measure: (measures, 2)."""
+    wanted = [(name, how) for name in MEASURES for how in ("sum", "count")]
+    groups = rows.group_by(["transform", "layer", "amount"], use_threads=False).aggregate(wanted)
+    for row in groups.to_pylist():
+        sums = [[row[f"{name}_sum"] or 0.0, row[f"{name}_count"]] for name in MEASURES]
+        yield _place(row), np.array(sums)
+
+
+def _amounts(places: Iterable[Place]) -> dict[str, tuple[float, ...]]:
+    """The amounts of each transform, rising."""
+    found: defaultdict[str, set[float]] = defaultdict(set)
+    for transform, _, amount in places:
+        found[transform].add(amount)
+    return {transform: tuple(sorted(amounts)) for transform, amounts in found.items()}
+
+
+def _place(row: Mapping[str, Any]) -> Place:
+    return row["transform"], row["layer"], row["amount"]

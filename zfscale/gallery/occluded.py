@@ -1,0 +1,186 @@
+"""What occlusion found, image by image, from the tables `occlusion_images`, `occlusion` and
+`occlusion_features`.
+
+They are read once, side by side, batch by batch: what is held does not grow with the number of
+images as long as all have them in the same order, as a job writes them. Knows no HTML.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from zfscale.results import Box, Results
+
+Grid = NDArray[np.float64]
+Numbers = Mapping[str, NDArray[np.float64]]
+
+FACTS, POSITIONS, FEATURES = "occlusion_images", "occlusion", "occlusion_features"
+
+
+@dataclass(frozen=True, slots=True)
+class Occluded:
+    """An image that was occluded, and how. Pixels are those of the network's input.
+
+    `total` is the total activation of the strongest map (`layer`, `feature`) and `probability`
+    that of class `target`, both without the occluder; `box` is the receptive field of the unit
+    (y, x) of that map. `occluder`, `stride` and `grid` (of positions) are (vertical, horizontal).
+    """
+
+    id: str
+    key: str
+    label: int | None
+    target: int | None
+    predicted: int | None
+    probability: float | None
+    layer: str
+    feature: int
+    total: float
+    unit: tuple[int, int]
+    box: Box | None
+    occluder: tuple[int, int]
+    stride: tuple[int, int]
+    grid: tuple[int, int]
+    method: str
+
+    @property
+    def cover(self) -> tuple[float, float, float, float]:
+        """(x, y, width, height) of its maps on the image: one stride a position, each about the
+        centre of the occluder that stood there.
+        """
+        height, width = self.occluder
+        vertical, horizontal = self.stride
+        rows, columns = self.grid
+        left, top = (width - horizontal) / 2, (height - vertical) / 2
+        return left, top, columns * horizontal, rows * vertical
+
+
+@dataclass(frozen=True)
+class Further:
+    """Another feature of the layer: its total activation under the occluder, and without it."""
+
+    activation: Grid
+    total: float
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The same image under the occluder: (rows, columns) float64, NaN where no row was stored.
+
+    `activation` is the total activation of the strongest map, `probability` that of the target,
+    `predicted` the most probable class (a whole number); `further` are other features.
+    """
+
+    activation: Grid
+    probability: Grid
+    predicted: Grid
+    further: Mapping[int, Further]
+
+
+def facts(results: Results) -> Iterator[Occluded]:
+    """The images in the order of their table."""
+    for batch in results.dataset(FACTS).to_batches():
+        yield from map(_fact, batch.to_pylist())
+
+
+def watched(results: Results) -> int:
+    """How many further features were watched in every image."""
+    if FEATURES not in results.tables:
+        return 0
+    rows: int = results.dataset(FEATURES).count_rows()
+    places: int = results.dataset(POSITIONS).count_rows()
+    return round(rows / max(1, places))
+
+
+def maps(results: Results) -> Iterator[tuple[Occluded, Maps]]:
+    """The images in the order of their table, each with its maps."""
+    names = ("activation", "probability", "predicted")
+    positions = _Rows(results, POSITIONS, ("y", "x", *names))
+    count = watched(results)
+    columns = ("feature", "y", "x", "activation", "unoccluded")
+    features = _Rows(results, FEATURES, columns) if count else None
+    for fact in facts(results):
+        places = fact.grid[0] * fact.grid[1]
+        found = positions.take(fact.id, places)
+        further = {} if features is None else _further(fact, features.take(fact.id, places * count))
+        activation, probability, predicted = (_grid(fact, found, name) for name in names)
+        yield fact, Maps(activation, probability, predicted, further)
+
+
+class _Rows:
+    """A long table, given out image by image.
+
+    Rows that come before those of the image that is asked for are held until theirs is.
+    """
+
+    def __init__(self, results: Results, table: str, columns: tuple[str, ...]) -> None:
+        self._columns = columns
+        self._batches = results.dataset(table).to_batches(columns=["image_id", *columns])
+        self._held: defaultdict[str, list[pa.RecordBatch]] = defaultdict(list)
+
+    def take(self, identity: str, count: int) -> Numbers:
+        """The `count` rows of an image, or all that there are, as columns of float64."""
+        while sum(len(piece) for piece in self._held.get(identity, ())) < count:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            runs = pc.run_end_encode(batch["image_id"])
+            start = 0
+            for image, stop in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+                self._held[image].append(batch.slice(start, stop - start))
+                start = stop
+        pieces = self._held.pop(identity, [])
+        return {
+            name: np.concatenate([np.empty(0), *(_numbers(piece[name]) for piece in pieces)])
+            for name in self._columns
+        }
+
+
+def _grid(fact: Occluded, rows: Numbers, name: str) -> Grid:
+    """A column by row and column of the positions."""
+    grid = np.full(fact.grid, np.nan)
+    at = rows["y"].astype(int) // fact.stride[0], rows["x"].astype(int) // fact.stride[1]
+    grid[at] = rows[name]
+    return grid
+
+
+def _further(fact: Occluded, rows: Numbers) -> dict[int, Further]:
+    found = {}
+    for feature in np.unique(rows["feature"]).astype(int).tolist():
+        own = {name: values[rows["feature"] == feature] for name, values in rows.items()}
+        found[feature] = Further(_grid(fact, own, "activation"), float(own["unoccluded"][0]))
+    return found
+
+
+def _numbers(column: pa.Array) -> Grid:
+    """A column as float64, null as NaN."""
+    values: Grid = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _fact(row: dict[str, Any]) -> Occluded:
+    y0 = row["y0"]
+    return Occluded(
+        id=row["image_id"],
+        key=row["key"],
+        label=row["label"],
+        target=row["target"],
+        predicted=row["predicted"],
+        probability=row["probability"],
+        layer=row["layer"],
+        feature=row["feature"],
+        total=row["total"],
+        unit=(row["y"], row["x"]),
+        box=None if y0 is None else (y0, row["x0"], row["y1"], row["x1"]),
+        occluder=(row["height"], row["width"]),
+        stride=(row["stride_y"], row["stride_x"]),
+        grid=(row["rows"], row["columns"]),
+        method=row["method"],
+    )

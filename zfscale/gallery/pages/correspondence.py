@@ -1,0 +1,170 @@
+"""Correspondence (paper, Table 1 and Figure 8): the table, and images with a part covered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from zfscale.gallery import charts
+from zfscale.gallery.charts import Axis
+from zfscale.gallery.pages import Chapter, Page
+from zfscale.gallery.site import Site, class_name
+from zfscale.results import Box, Results
+
+TABLE, BOXES = "correspondence", "correspondence_images"
+ADDRESS = "correspondence.html"
+
+SHOWN = 12
+"""Images of each part."""
+
+COLUMNS = ["image_id", "key", "label", "part", "draw", "y0", "x0", "y1", "x1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Mean and standard deviation over the pairs, and the mean by chance; None without a pair."""
+
+    images: int
+    pairs: int
+    mean: float | None
+    std: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A part: for each layer the part itself and random boxes of its size, None where absent.
+
+    `pooled` is the line of the random boxes of all parts.
+    """
+
+    name: str
+    cells: tuple[tuple[Cell | None, Cell | None], ...]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether no part itself was covered."""
+        return all(own is None for own, _ in self.cells)
+
+    @property
+    def counted(self) -> Cell | None:
+        """A cell that tells the numbers of images and pairs: of the part, else of the boxes."""
+        cells = [cell for pair in self.cells for cell in pair if cell is not None]
+        return cells[0] if cells else None
+
+
+@dataclass(slots=True)
+class Covered:
+    """An image, the box of a part in it, and a random box of the same size if there is one."""
+
+    image: str
+    key: str
+    title: str
+    box: Box | None = None
+    random: Box | None = None
+
+
+def count(site: Site) -> int:
+    """One page, if the run has the table."""
+    return int(TABLE in site.results.tables)
+
+
+def chapter(site: Site) -> Chapter | None:
+    """An image of each part, with what was found in the last layer."""
+    if TABLE not in site.results.tables:
+        return None
+    layers, lines = _table(site.results)
+    if not lines:
+        return None
+    shown = _shown(site)
+    images = frozenset(one.image for found in shown.values() for one in found)
+    cells = {line.name: line.cells[-1] for line in lines}
+    values = {
+        "layer": layers[-1],
+        "parts": [(part, found[0], cells.get(part)) for part, found in shown.items() if found],
+        "count": sum(not line.pooled for line in lines),
+        "colour": site.occluder(TABLE),
+    }
+    return Chapter("correspondence", ADDRESS, 8, "correspondence-strip.html", values, images)
+
+
+def pages(site: Site) -> Iterator[Page]:
+    """correspondence.html: the table, its chart, and the covered images part by part."""
+    if TABLE not in site.results.tables:
+        return
+    layers, lines = _table(site.results)
+    values = {
+        "layers": layers,
+        "lines": lines,
+        "axis": _axis(lines),
+        "plot": charts.WIDTH,
+        "shown": _shown(site),
+        "most": SHOWN,
+        "colour": site.occluder(TABLE),
+    }
+    yield Page(ADDRESS, "correspondence.html", values)
+
+
+def _table(results: Results) -> tuple[list[str], list[Line]]:
+    """The layers in the order of the network, and a line for each part, the pooled one last."""
+    cells: dict[tuple[str, str, bool], Cell] = {}
+    rows: Iterable[Any] = getattr(results, TABLE).itertuples(index=False)
+    for row in rows:
+        values = (row.mean, row.std, row.chance)
+        cell = Cell(int(row.images), int(row.pairs), *map(_number, values))
+        cells[str(row.layer), str(row.part), bool(row.random)] = cell
+    found = dict.fromkeys(layer for layer, _, _ in cells)
+    layers = [layer for layer in results.layers if layer in found]
+    layers += [layer for layer in found if layer not in results.layers]
+    parts = dict.fromkeys(part for _, part, _ in cells)
+    lines = [
+        Line(
+            part,
+            tuple(
+                (cells.get((layer, part, False)), cells.get((layer, part, True)))
+                for layer in layers
+            ),
+        )
+        for part in parts
+    ]
+    return layers, sorted(lines, key=lambda line: line.pooled)
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _axis(lines: Sequence[Line]) -> Axis:
+    """One axis for all layers, from 0."""
+    cells = [cell for line in lines for pair in line.cells for cell in pair if cell is not None]
+    ends = [cell.mean + (cell.std or 0.0) for cell in cells if cell.mean is not None]
+    chances = [cell.chance for cell in cells if cell.chance is not None]
+    return charts.axis([0.0, *ends, *chances], whole=True)
+
+
+def _shown(site: Site) -> dict[str, list[Covered]]:
+    """The first images of each part, read batch by batch: the table grows with the images."""
+    if BOXES not in site.results.tables:
+        return {}
+    found: dict[str, dict[str, Covered]] = {}
+    for batch in site.results.dataset(BOXES).to_batches(columns=COLUMNS):
+        for row in batch.to_pylist():
+            images = found.setdefault(row["part"], {})
+            if row["image_id"] not in images:
+                if len(images) == SHOWN:
+                    continue
+                title = class_name(site.results.classes, row["label"]) or "no label"
+                images[row["image_id"]] = Covered(row["image_id"], row["key"], title)
+            image = images[row["image_id"]]
+            box = (row["y0"], row["x0"], row["y1"], row["x1"])
+            if row["draw"] is None:
+                image.box = box
+            elif image.random is None:
+                image.random = box
+    return {
+        part: [image for image in images.values() if image.box is not None]
+        for part, images in found.items()
+    }

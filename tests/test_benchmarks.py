@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import __main__ as command
 from benchmarks import (
@@ -20,13 +22,19 @@ from benchmarks import (
     correspondence,
     decoding,
     end_to_end,
+    evidence,
     invariance,
     memory,
+    occlusion,
     peers,
     scan,
     switches,
 )
+from zfscale.convnet.geometry import Box
+from zfscale.convnet.incremental import Grid
+from zfscale.convnet.network import Network
 from zfscale.models.zfnet_mini import PREPROCESSING
+from zfscale.records import Preprocessing
 from zfscale.worker import Serial
 
 MODEL = "zfscale:zfnet-mini"
@@ -110,6 +118,37 @@ def test_peers_give_the_same_winners(capsys: pytest.CaptureFixture[str]) -> None
     told = capsys.readouterr().err
     for name in {"semanticlens", "zennit crp"} - right.keys():
         assert name.split()[-1] in told
+
+
+def test_occlusion_is_measured_beside_its_rivals() -> None:
+    case = occlusion.Case(MODEL, 24, 40)
+    ((name, *figures),) = occlusion.run((case,), rounds=1).rows
+    assert name == "zfnet-mini, 24 px, stride 40"
+    assert all(float(figure.split()[0].replace(",", "")) > 0 for figure in figures)
+
+
+def test_possible_multiply_adds_are_those_counted_one_by_one() -> None:
+    """A 3 x 3 convolution of 8 x 8 units and a linear layer, one pixel hidden in a corner."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 5))
+    network = Network(module, Preprocessing(None, (8, 8), (0.0, 0.0, 0.0)))
+    whole = 64 * 9 * 3 * 4 + 256 * 5
+    changed = 4 * 3 * 4 + 4 * 4 * 5  # the pixel meets 4 outputs; these are 16 inputs of the next
+    found = occlusion.multiply_adds(network, Grid(((0, 1),), ((0, 1),)), classify=True)
+    assert found == pytest.approx(whole / changed)
+
+
+def test_evidence_is_counted() -> None:
+    rows = evidence.run(count=6).rows
+    assert [row[1] for row in rows].count(evidence.ALL) == len(evidence.OCCLUDERS)
+    assert rows[0][1] == evidence.ALL
+    assert int(rows[0][2]) == sum(int(row[2]) for row in rows[1 : len(rows) // 2]) == 6
+
+
+def test_a_hit_lies_in_the_box_by_the_occluders_centre() -> None:
+    places = Grid(((0, 4), (4, 8)), ((0, 4), (4, 8)))
+    values = np.array([[3.0, 1.0], [2.0, 5.0]])
+    assert evidence.seen(places, values, [Box(0, 5, 3, 8)]) == (True, 0.25)
+    assert evidence.seen(places, values, [Box(0, 0, 8, 5)]) == (False, 0.5)
 
 
 def test_invariance_tells_no_change_from_change() -> None:

@@ -210,9 +210,10 @@ def test_the_value_under_the_pointer(page: "api.Page", book: str) -> None:
     unit = box["width"] / 32  # a pixel of the network's input
     corner = page.locator(".occluder rect").first
     x, y = (int(corner.get_attribute(name) or "") for name in "xy")  # where the pit is
-    panel.hover(position={"x": (x + 10 / 2) * unit, "y": (y + 8 / 2) * unit})
+    # A position reaches half a stride (4 x 5) from the centre of the occluder (8 x 10).
+    panel.hover(position={"x": (x + 5 + 2) * unit, "y": (y + 4 + 1.5) * unit})
     assert readouts.all_inner_texts() == ["20", "0.10", HOSTILE, "40"]
-    panel.hover(position={"x": (5 + 10 / 2) * unit, "y": (24 + 8 / 2) * unit})  # row 6, column 1
+    panel.hover(position={"x": (5 + 5 - 2) * unit, "y": (24 + 4 - 1.5) * unit})  # row 6, column 1
     assert readouts.all_inner_texts()[2] == "dog"
     assert float(readouts.all_inner_texts()[1]) > 0.8
     occluder, image = corner.bounding_box(), page.locator("svg.input").bounding_box()

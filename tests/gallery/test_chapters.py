@@ -284,6 +284,10 @@ def test_charts_draw_the_table(run: Path) -> None:
     first = vertical[vertical["image_id"] == frame["image_id"][0]].sort_values("amount")
     heights = HEIGHT * (1 - first["normalised"] / 8)
     assert [y for _, y in points(single[0]["d"])] == pytest.approx(heights.tolist(), abs=0.06)
+    # The other layer has the same axis, for its distances have the same unit.
+    other = frame[(frame["transform"] == "vertical") & (frame["layer"] == "conv2")]
+    heights = HEIGHT * (1 - other.groupby("amount")["normalised"].mean() / 8)
+    assert [y for _, y in points(means[1])] == pytest.approx(heights.tolist(), abs=0.06)
     chance = frame.groupby("amount")["probability"].mean()[0.0]
     assert points(means[2])[1][1] == pytest.approx(HEIGHT * (1 - chance), abs=0.06)
 

@@ -303,14 +303,20 @@ def test_a_users_file_gives_what_the_records_give(images, tables, tmp_path) -> N
         carry_out(spec(tmp_path / "other", images, parts=str(place)))
 
 
-def test_images_without_parts_are_an_error_that_says_the_way_out(tmp_path) -> None:
+def test_images_without_parts_have_nothing_to_compare_and_the_job_says_so(tmp_path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for at in range(3):
         Picture.new("RGB", (40, 40), (at, 0, 0)).save(folder / f"{at}.png")
-    work = spec(tmp_path / "run", folder, images={"sample": 2})
+    told: list[object] = []
+    work = job.Job.model_validate(spec(tmp_path / "run", folder, images={"sample": 2}))
+    driver.run(resolve.resolve(work), Serial, told.append)
+    (note,) = [event.text for event in told if isinstance(event, Note)]
+    assert "none of the 2 chosen images" in note
+    assert "analyses.correspondence.parts" in note
+    assert "correspondence" not in zfscale.open(str(tmp_path / "run")).tables
     with pytest.raises(UsageError) as error:
-        carry_out(work)
+        carry_out(spec(tmp_path / "other", folder, images={"sample": 2}, only="deciding"))
     for said in (
         "2 images were chosen by {'sample': 2, 'seed': 0}",
         "0 of them have boxes",

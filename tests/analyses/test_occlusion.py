@@ -14,7 +14,7 @@ import zfscale
 from zfscale import analyses, driver, job, models, resolve, sources
 from zfscale.analyses import occlusion
 from zfscale.datasets import parts
-from zfscale.errors import UsageError
+from zfscale.errors import IntegrityError, UsageError
 from zfscale.events import Event, Note, StageBegun, StageDone
 from zfscale.models.zfnet_mini import PREPROCESSING
 from zfscale.records import Counts, image_id
@@ -262,6 +262,18 @@ def test_without_classes_nothing_above_the_layer_is_there(images: Path, tmp_path
     assert "occlusion_features" not in results.tables
 
 
+def test_an_image_that_is_gone_stops_the_sweep(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for tar in images.glob("*.tar"):
+        (folder / tar.name).write_bytes(tar.read_bytes())
+    carry_out(tmp_path / "run", folder, analyses={"scan": {"layers": ["conv5"]}})
+    (folder / "parts-00001.tar").unlink()
+    second = {"run": str(tmp_path / "run"), "analyses": {"occlusion": {"images": {"sample": 11}}}}
+    with pytest.raises(IntegrityError, match="4 images can no longer be read"):
+        driver.run(resolve.resolve(job.Job.model_validate(second)), Serial, lambda event: None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -279,7 +291,15 @@ def test_mistakes_are_named(images: Path, tmp_path: Path, options, message: str)
 
 
 @pytest.mark.parametrize(
-    "given", [{"size": 0}, {"size": 1.5}, {"stride": -1}, {"value": "grey"}, {"value": [1, 2]}]
+    "given",
+    [
+        {"features": [3, 3]},
+        {"size": 0},
+        {"size": 1.5},
+        {"stride": -1},
+        {"value": "grey"},
+        {"value": [1, 2]},
+    ],
 )
 def test_options_out_of_range_are_refused(given) -> None:
     with pytest.raises(UsageError, match=rf"analyses\.occlusion\.{next(iter(given))}"):

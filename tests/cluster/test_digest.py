@@ -18,6 +18,7 @@ from zfscale.stores.storage import open_storage
 from zfscale.worker import Serial, Setup, Worker
 
 SHARDS = 6
+FEW = {"vertical": [3], "scale": [1.2], "rotation": [90]}
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(run: Path, shards: Path, executor) -> tuple[str, dict[str, File]]:
     """The digest of the results and the final files, byte by byte."""
     spec = {"run": str(run), "model": "zfscale:zfnet-mini", "weights": "seed:0", "batch": 8}
-    spec |= {"images": str(shards), "analyses": {"scan": {"top_k": 3}, "deconvolve": {}}}
+    some = {"images": {"sample": 12}}
+    explained = {"occlusion": some | {"size": 40, "stride": 30}, "invariance": some | FEW}
+    analysed = {"scan": {"top_k": 3}, "deconvolve": {}, **explained}
+    spec |= {"images": str(shards), "analyses": analysed | {"correspondence": some | {"draws": 1}}}
     driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
     storage = open_storage(str(run))
     state = manifest.load(storage)
     final = {f.path: f for f in state.files() if not f.path.startswith("segments/")}
     assert {path.partition("/")[0] for path in final} == {
-        *("images", "features", "winners", "switches.zarr", "projections.zarr")
+        *("images", "features", "winners", "switches.zarr", "projections.zarr"),
+        *("occlusion", "occlusion_images", "invariance"),
+        *("correspondence", "correspondence_images"),
     }
     return digest(storage), final
 

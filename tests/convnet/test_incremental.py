@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from zfscale import models
-from zfscale.convnet import incremental, occlusion
+from zfscale.convnet import convolving, incremental, occlusion
 from zfscale.convnet import operations as ops
 from zfscale.convnet.incremental import Grid, Incremental, Sweep
 from zfscale.convnet.network import Network
@@ -263,6 +263,7 @@ def test_random_networks(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Thin layers, as those of these networks are, take both ways.
         patch.setattr(incremental, "LEAST_CHANNELS", data.draw(st.sampled_from([1, 1000])))
+        patch.setattr(convolving, "PORTION", data.draw(st.sampled_from([1, 16 << 20])))
         check_equal(network, grid, value)
 
 

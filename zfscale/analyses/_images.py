@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from zfscale.analyses import View
+from zfscale.analyses import Batch, Context, View
 from zfscale.analyses._tables import WINNERS
-from zfscale.errors import UsageError
-from zfscale.records import Columns, Image, ImageList, ImageRange
+from zfscale.errors import IntegrityError, UsageError
+from zfscale.records import Columns, Image, ImageList, ImageRange, Task
 
 
 class Sample(BaseModel, frozen=True, extra="forbid"):
@@ -80,6 +80,24 @@ def chosen(view: View, choice: Choice) -> Sequence[Image]:
             return view.images(sorted(set(won.tolist())))
         case _:
             return view.images(sorted(set(view.table(WINNERS)["image_id"].tolist())))
+
+
+def all_batches(context: Context, task: Task) -> Iterator[Batch]:
+    """The batches of a task. Raises IntegrityError at their end if a chosen image did not come.
+
+    The scan has accepted it, so it is no bad input: it is gone or has changed since then.
+    """
+    seen: set[str] = set()
+    for batch in context.batches():
+        seen.update(image.id for image in batch.images)
+        yield batch
+    if isinstance(task.images, ImageList):
+        missing = [image for image in task.images.images if image.id not in seen]
+        if missing:
+            raise IntegrityError(
+                f"{len(missing)} images can no longer be read as they were scanned, e.g. "
+                f"{missing[0].key} in {missing[0].ref.uri}: restore them, or scan into a new run"
+            )
 
 
 def once(parts: Iterator[tuple[Any, Columns]]) -> Iterator[Columns]:

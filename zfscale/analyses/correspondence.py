@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
 from zfscale.analyses import Context, Output, Pass, Rows, View
-from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, chosen
+from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, chosen
 from zfscale.analyses._parts import (
     ITSELF,
     OCCLUDERS,
@@ -135,11 +135,19 @@ class Correspondence:
     def plan(self, view: View) -> Sequence[Task]:
         """Whole batches of images that show parts, with their boxes in pixels of the input.
 
-        Raises UsageError where no chosen image shows one.
+        Where no image says where its parts are, there is nothing to do, and the run is told so.
+        Raises UsageError where a file or a choice of parts was given and none of it can be used.
         """
         images = _images(view, self.options.images)
         known = view.parts(images, self.options.parts)
         found = located(images, known, self.options.only, view.network.preprocessing)
+        if not found and self.options.parts is None and self.options.only is None:
+            view.tell(
+                f"correspondence has nothing to compare: none of the {len(images)} chosen images "
+                "says where its parts are; name a table of boxes with "
+                "analyses.correspondence.parts"
+            )
+            return []
         if not found:
             choice = self.options.images
             named = choice if isinstance(choice, str) else choice.model_dump()
@@ -157,7 +165,7 @@ class Correspondence:
         layers, crop = self._layers(context.network), context.network.preprocessing.crop
         covered: list[tuple[Any, ...]] = []
         changed: list[tuple[Any, ...]] = []
-        for batch in context.batches():
+        for batch in all_batches(context, task):
             planned = [self._occluders(image, task, crop) for image in batch.images]
             boxes = [[occluder.box for occluder in mine] for mine in planned]
             found, finite = changes(
@@ -182,6 +190,8 @@ class Correspondence:
 
     def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
         """All boxes; then the distances of all pairs, for one layer, part and draw at a time."""
+        if not tasks:
+            return
         done = view.done("correspondence")
         covered = [done[task.id]("occluders") for task in tasks]
         rows = {name: np.ma.concatenate([each[name] for each in covered]) for name in covered[0]}

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from zfscale.analyses import Context, Output, Pass, View, _amounts
 from zfscale.analyses._amounts import Amounts, Shifts, Steps
-from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, groups, once
+from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups, once
 from zfscale.convnet.defaults import last_hidden
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.responses import Responses, Step, respond
@@ -140,12 +140,12 @@ class Invariance:
             size //= 2
         return [Task("invariance", images) for images in groups(view, self.options.images, size)]
 
-    def run(self, context: Context, _: Task) -> Output:
+    def run(self, context: Context, task: Task) -> Output:
         """All transforms of the images of one task."""
         network = context.network
         layers, steps = self._layers(network), self._steps(network)
         parts = [_rows([], layers, steps, Responses.none(len(steps), len(layers)))]
-        for batch in context.batches():
+        for batch in all_batches(context, task):
             labels = [-1 if image.label is None else image.label for image in batch.images]
             found = respond(network, layers, batch.pixels, np.array(labels, np.int64), steps)
             for index in np.flatnonzero(~found.finite):

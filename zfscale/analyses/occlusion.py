@@ -8,18 +8,18 @@ probability of the true class and the most probable class are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
+from torch.utils.flop_counter import FlopCounterMode
 
 from zfscale.analyses import Context, Output, Pass, View
-from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, groups, once
+from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups, once
 from zfscale.analyses._occlusion import FEATURES, IMAGES, POSITIONS, further, one, positions, stack
-from zfscale.convnet import operations as ops
 from zfscale.convnet.defaults import last_convolution
-from zfscale.convnet.geometry import extent
 from zfscale.convnet.incremental import Grid
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.occlusion import Occluder, Untouched, grid, occluder, sense
@@ -28,9 +28,6 @@ from zfscale.records import Columns, Image, Reason, Table, Task
 
 WORK = 5e12
 """Multiply-adds in a task, about, if the network were run on each occluded image: ten seconds."""
-UNKNOWN = 1e9
-"""Multiply-adds of a network that cannot be traced: no better guess is at hand."""
-
 NAMES = {POSITIONS: "positions", IMAGES: "images", FEATURES: "features"}
 """Tables of a task."""
 
@@ -62,6 +59,14 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     features: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), description="Further features of the layer to watch beside the strongest."
     )
+
+    @field_validator("features")
+    @classmethod
+    def _each_once(cls, features: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(features)) < len(features):
+            raise ValueError("name each feature once")
+        return features
+
     classify: bool = Field(
         default=True, description="Also the classes; without, nothing above the layer is computed."
     )
@@ -137,7 +142,7 @@ class Occlusion:
         """Move the occluder over the images of one task."""
         kept: dict[Table, list[Columns]] = {POSITIONS: [], IMAGES: [], FEATURES: []}
         rows: tuple[int, int] = tuple(task.payload["rows"])
-        for batch in context.batches():
+        for batch in all_batches(context, task):
             normalised = context.network.normalise(batch.pixels)
             for number, image in enumerate(batch.images):
                 found = self._one(context.network, image, normalised[number : number + 1], rows)
@@ -151,12 +156,13 @@ class Occlusion:
     def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
         """The rows of all tasks, without copies of an image."""
         done = view.done("occlusion")
+        incomplete = _incomplete((t.payload["rows"][0], done[t.id]("images")) for t in tasks)
         for table in (POSITIONS, IMAGES, *((FEATURES,) if self.options.features else ())):
             # Each part of an image says what the whole is like: one of them is enough.
             chosen = [t for t in tasks if table is not IMAGES or t.payload["rows"][0] == 0]
             parts = ((t.payload["rows"][0], done[t.id](NAMES[table])) for t in chosen)
             for rows in once(parts):
-                yield table, rows
+                yield table, _less(rows, incomplete)
 
     def _one(
         self, network: Network, image: Image, normalised: torch.Tensor, rows: tuple[int, int]
@@ -261,12 +267,27 @@ def _box(network: Network, layer: Layer, before: Untouched) -> dict[str, int | N
 
 
 def _multiply_adds(network: Network) -> float:
-    """Those of one image."""
-    if network.graph is None:
-        return UNKNOWN
-    total = 0
-    for node in network.graph.nodes.values():
-        if isinstance(node.operation, ops.Convolution | ops.Linear):
-            height, width = extent(node)
-            total += node.operation.weight.numel() * height * width
-    return float(total)
+    """Those of one image, counted while the network runs on one; at least one."""
+    image = torch.zeros(1, 3, *network.preprocessing.crop, device=network.device)
+    with FlopCounterMode(display=False) as counter:
+        network.run(image)
+    return max(1.0, float(counter.get_total_flops()) / 2)
+
+
+def _incomplete(parts: Iterable[tuple[int, Columns]]) -> set[str]:
+    """Images that gave NaN or Inf in some ranges of positions, but not in all."""
+    seen: dict[int, set[str]] = {}
+    for first, rows in parts:
+        seen.setdefault(first, set()).update(rows["image_id"].tolist())
+    if len(seen) < 2:
+        return set()
+    everywhere = set.intersection(*seen.values())
+    return set().union(*seen.values()) - everywhere
+
+
+def _less(rows: Columns, images: set[str]) -> Columns:
+    """Rows without those of some images."""
+    if not images:
+        return rows
+    kept = np.array([id_ not in images for id_ in rows["image_id"].tolist()], bool)
+    return {name: values[kept] for name, values in rows.items()}

@@ -8,166 +8,16 @@ too: they are computed with the change and without it. Maps here are (H, W, C).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
 from zfscale.convnet import operations as ops
-from zfscale.convnet.spans import (
-    Spans,
-    locate,
-    part,
-    phase,
-    phase_taps,
-    product,
-    same,
-    taps,
-    windows,
-)
-
-PORTION = 32 << 20
-"""Bytes of products of a convolution that are held at a time: what a cache can keep."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Change:
-    """How a block of T_y x T_x positions changes a map: `values` (U, V, C) on spans of length U
-    along the rows and V along the columns.
-    """
-
-    values: torch.Tensor
-    rows: Spans
-    columns: Spans
-
-
-class _Phase(NamedTuple):
-    y: int
-    x: int
-    taps: tuple[int, int]
-    weight: torch.Tensor  # (groups, C / groups, taps * N / groups)
-
-
-class Filters:
-    """The weights of a convolution, laid out for the two ways to apply them to a change.
-
-    `scatter` multiplies each changed input once with all taps and adds the products up where they
-    belong: no product is lost on what did not change. Of inputs with few channels more time goes
-    into the adding than into the products; there, each changed output gathers its inputs.
-    """
-
-    def __init__(self, convolution: ops.Convolution) -> None:
-        self.window, self.groups = convolution.window, convolution.groups
-        weight = convolution.weight
-        outputs, inputs, height, width = weight.shape
-        self.channels = outputs
-        grouped = weight.reshape(self.groups, outputs // self.groups, inputs, height, width)
-        self._gathered = grouped.permute(0, 3, 4, 2, 1).reshape(
-            self.groups, height * width * inputs, -1
-        )
-        self._scattered = grouped.permute(0, 2, 3, 4, 1)  # (groups, inputs, height, width, outputs)
-        self._phases: tuple[_Phase, ...] = ()
-
-    @property
-    def phases(self) -> tuple[_Phase, ...]:
-        """The filters by phase of the stride, where any of their taps is in it."""
-        if not self._phases:
-            found = []
-            for y in range(self.window.stride[0]):
-                for x in range(self.window.stride[1]):
-                    rows, columns = phase_taps(self.window, 0, y), phase_taps(self.window, 1, x)
-                    if rows and columns:
-                        some = self._scattered[:, :, rows][:, :, :, columns]
-                        size = len(rows), len(columns)
-                        found.append(_Phase(y, x, size, some.flatten(2).contiguous()))
-            self._phases = tuple(found)
-        return self._phases
-
-    def scatter(self, change: Change, rows: Spans, columns: Spans) -> torch.Tensor:
-        """The change of the output on its spans, (U, V, C_out)."""
-        total: torch.Tensor | None = None
-        for one in self.phases:
-            y, from_y = phase(change.rows, rows, self.window, 0, one.y)
-            x, from_x = phase(change.columns, columns, self.window, 1, one.x)
-            inputs = change.values
-            if len(y) < inputs.shape[0] or len(x) < inputs.shape[1]:
-                inputs = inputs[y[:, None], x]
-            down, across = one.taps
-            tap_y = torch.arange(down, device=y.device) * across
-            tap_x = torch.arange(across, device=x.device)
-            absent = len(y) * len(x) * down * across
-            at_y = from_y * (len(x) * down * across) + tap_y
-            index = product(at_y, from_x * (down * across) + tap_x, absent)
-            sums = [
-                _sum_products(given, weight, index)
-                for given, weight in zip(inputs.chunk(self.groups, 2), one.weight, strict=True)
-            ]
-            found = sums[0] if self.groups == 1 else torch.cat(sums, 1)
-            total = found if total is None else total.add_(found)
-        if total is None:
-            return change.values.new_zeros(rows.length, columns.length, self.channels)
-        return total.view(rows.length, columns.length, self.channels)
-
-    def gather(self, change: Change, rows: Spans, columns: Spans) -> torch.Tensor:
-        """The same, output by output."""
-        height, width, channels = change.values.shape
-        table = torch.cat(
-            [change.values.reshape(-1, channels), change.values.new_zeros(1, channels)]
-        )
-        index = product(
-            taps(change.rows, rows, self.window, 0) * width,
-            taps(change.columns, columns, self.window, 1),
-            height * width,
-        )
-        seen = table.index_select(0, index.flatten())
-        seen = seen.view(len(index), index.shape[1], self.groups, channels // self.groups)
-        seen = seen.permute(2, 0, 1, 3).reshape(self.groups, len(index), -1)
-        found = torch.bmm(seen, self._gathered).transpose(0, 1)
-        return found.reshape(rows.length, columns.length, self.channels)
-
-
-def _sum_products(given: torch.Tensor, weight: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Products of inputs (A, B, C) with `weight` (C, taps * N), added up by `index` (outputs, n).
-
-    A row of products is N numbers; the row behind the last one is zero.
-    """
-    inputs = given.reshape(-1, given.shape[2])
-    count = len(inputs) * weight.shape[1]
-    width = weight.shape[1] // index.shape[1]
-    products = inputs.new_empty(count + width)
-    torch.mm(inputs, weight, out=products[:count].view(len(inputs), weight.shape[1]))
-    products[count:] = 0
-    return functional.embedding_bag(index, products.view(-1, width), mode="sum")
-
-
-def convolve(
-    change: Change, filters: Filters, scatter: bool, rows: Spans, columns: Spans
-) -> torch.Tensor:
-    """The change of a convolution's output, (U, V, C_out), on the given spans of it."""
-    height, width = filters.window.kernel
-    cells = change.values.shape[:2] if scatter else (rows.length, columns.length)
-    channels = filters.channels if scatter else change.values.shape[2]
-    size = cells[0] * cells[1] * height * width * channels * change.values.element_size()
-    step = -(-rows.count * PORTION // max(size, 1))
-    way = filters.scatter if scatter else filters.gather
-    if step >= rows.count:
-        return way(change, rows, columns)
-    found = []
-    for begin in range(0, rows.count, step):
-        end = min(begin + step, rows.count)
-        first, last = (int(change.rows.offset[at]) for at in (begin, end))
-        some = Change(change.values[first:last], part(change.rows, begin, end), change.columns)
-        found.append(way(some, part(rows, begin, end), columns))
-    return torch.cat(found)
+from zfscale.convnet.spans import Change, Spans, locate, same, select, taps, windows
 
 
 def pick(values: torch.Tensor, rows: Spans, columns: Spans) -> torch.Tensor:
     """A map (H, W, C) as it is on some spans: (U, V, C)."""
-    width, channels = values.shape[1:]
-    index = (rows.place * width)[:, None] + columns.place
-    found = values.view(-1, channels).index_select(0, index.flatten())
-    return found.view(rows.length, columns.length, channels)
+    return select(values, rows.place, columns.place)
 
 
 def spread(change: Change, rows: Spans, columns: Spans) -> torch.Tensor:
@@ -187,19 +37,32 @@ def _place(found: torch.Tensor, change: Change, rows: Spans, columns: Spans) -> 
         values, y = values[y >= 0], y[y >= 0]
     if len(x) and int(x.min()) < 0:
         values, x = values[:, x >= 0], x[x >= 0]
-    found[y[:, None], x] += values
+    index = (y[:, None] * columns.length + x).flatten()
+    channels = found.shape[2]
+    found.view(-1, channels).index_add_(0, index, values.reshape(-1, channels))
 
 
 def pointwise(
-    change: Change, before: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]
+    change: Change,
+    before: torch.Tensor,
+    after: torch.Tensor | None,
+    function: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """The change of what `function` makes of each position of a map; it takes (B, C, H, W)."""
+    """The change of what `function` makes of each position of a map; it takes (B, C, H, W).
+
+    `after` is what it makes of the map without a change: None where computing that again takes
+    less time than fetching it.
+    """
     without = pick(before, change.rows, change.columns)
-    shape = without.shape
-    both = [without + change.values, without]
-    maps = [function(values.view(-1, shape[2]).t()[None, :, :, None]) for values in both]
-    after, was = (values[0, :, :, 0].t().reshape(shape) for values in maps)
-    return after - was
+    found = _apply(function, without + change.values)
+    known = _apply(function, without) if after is None else pick(after, change.rows, change.columns)
+    return found.sub_(known)
+
+
+def _apply(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    """A function of maps (B, C, H, W) on values (U, V, C): one map, channels last."""
+    maps = function(values.flatten(0, 1).t()[None, :, :, None])
+    return maps[0, :, :, 0].t().reshape(values.shape)
 
 
 def max_pool(
@@ -259,7 +122,7 @@ def flatten(change: Change, rows: tuple[int, int], columns: tuple[int, int]) -> 
     channels = change.values.shape[2]
     found = change.values.new_zeros(count[0] * count[1], height, width, channels)
     index = (y[:, None] + x).flatten()
-    found.view(-1, channels)[index] = change.values.reshape(-1, channels)
+    found.view(-1, channels).index_add_(0, index, change.values.reshape(-1, channels))
     return found
 
 
@@ -280,8 +143,10 @@ def linear(change: Change, weight: torch.Tensor) -> torch.Tensor:
 
 def add(changes: Sequence[Change], rows: Spans, columns: Spans) -> torch.Tensor:
     """The change of a sum."""
-    total = torch.stack([spread(change, rows, columns) for change in changes])
-    return total.sum(0)
+    total = spread(changes[0], rows, columns)
+    for change in changes[1:]:
+        total = total + spread(change, rows, columns)
+    return total
 
 
 def concatenate(changes: Sequence[Change], rows: Spans, columns: Spans) -> torch.Tensor:

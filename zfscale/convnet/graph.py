@@ -190,7 +190,7 @@ class _Recorder(fx.Interpreter):
             nodes=self.nodes,
             consumers={name: tuple(users) for name, users in consumers.items()},
             modules={path: own[node] for path, node in outputs.items() if node in own},
-            output=self.names[returned],
+            output=self.names.get(returned, ""),
             source=self.source,
             program=self.program,
             device=device,

@@ -19,10 +19,10 @@ import torch
 
 from zfscale.convnet import differences, geometry, instrument
 from zfscale.convnet import operations as ops
-from zfscale.convnet.differences import Change, Filters
+from zfscale.convnet.convolving import Filters, convolve
 from zfscale.convnet.graph import Node
 from zfscale.convnet.network import Network
-from zfscale.convnet.spans import Spans, part
+from zfscale.convnet.spans import Change, Spans, part
 
 ADDING = 16
 """What it costs to add up one product of a convolution, in multiply-adds."""
@@ -30,6 +30,9 @@ GATHERING = 24
 """What it costs to gather one input of a product, in multiply-adds."""
 LEAST_CHANNELS = 32
 """Below, matrix products are too thin to be fast, and inputs are gathered."""
+
+LARGEST_BLOCK = 256
+"""Positions that are computed together at most; with more, matrix products are no faster."""
 
 Nonlinear = ops.Rectification | ops.Pointwise | ops.Normalisation
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -75,7 +78,7 @@ class Incremental:
         for name in self.order:
             if isinstance(nodes[name].operation, Nonlinear | ops.MaxPool):
                 remembered.update(self.inputs[name])
-            if isinstance(nodes[name].operation, ops.MaxPool):
+            if isinstance(nodes[name].operation, ops.MaxPool | ops.Normalisation):
                 remembered.add(name)
         pairs = [(name, name) for name in self.order if name in remembered - {self.graph.input}]
         self._program = instrument.program(network.module, self.graph, pairs, ())
@@ -99,6 +102,13 @@ class Incremental:
         """Channels, height and width of a node; a vector is a map of one position."""
         shape = self.graph.nodes[node].shape
         return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], shape[1], shape[2])
+
+    def weights(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Those of a fully connected layer by place in the map below it: (H, W, C, N)."""
+        if name not in self._weights:
+            by_place = weight.view(-1, *self.map_of(self.inputs[name][0])).permute(2, 3, 1, 0)
+            self._weights[name] = by_place.contiguous()
+        return self._weights[name]
 
     def spans(self, grid: Grid) -> dict[str, tuple[Spans, Spans]]:
         """For each node what the rows and what the columns of a grid change of it.
@@ -142,10 +152,6 @@ class Incremental:
             match node.operation:
                 case ops.Convolution():
                     self._filters[name] = Filters(node.operation)
-                case ops.Linear(weight=weight):
-                    channels, height, width = self.map_of(self.inputs[name][0])
-                    by_place = weight.view(-1, channels, height, width).permute(2, 3, 1, 0)
-                    self._weights[name] = by_place.contiguous()
                 case ops.Rectification() | ops.Pointwise() | ops.Normalisation():
                     module = self.network.module
                     self._functions[name] = instrument.single(module, self.graph, name)
@@ -208,18 +214,19 @@ class Sweep:
         match engine.graph.nodes[name].operation:
             case ops.Convolution():
                 filters, way = engine._filters[name], self._scatter[name]
-                values = differences.convolve(change, filters, way, rows, columns)
+                values = convolve(change, filters, way, rows, columns)
             case ops.BatchNorm(scale=scale):
                 values = change.values * scale
             case ops.Rectification() | ops.Pointwise() | ops.Normalisation():
-                values = differences.pointwise(change, memory[source], engine._functions[name])
+                maps = memory[source], memory.get(name)
+                values = differences.pointwise(change, *maps, engine._functions[name])
             case ops.MaxPool(window=window):
-                maps = memory[source], memory[name]
-                values = differences.max_pool(change, *maps, window, rows, columns)
+                before, after = memory[source], memory[name]
+                values = differences.max_pool(change, before, after, window, rows, columns)
             case ops.AveragePool() as pool:
                 values = differences.average_pool(change, pool, rows, columns)
-            case ops.Linear():
-                values = differences.linear(change, engine._weights[name])
+            case ops.Linear(weight=weight):
+                values = differences.linear(change, engine.weights(name, weight))
             case ops.Flatten():
                 _, height, width = engine.map_of(source)
                 flat = differences.flatten(change, (0, height), (0, width)).permute(0, 3, 1, 2)
@@ -257,8 +264,9 @@ def _mask(ranges: Sequence[Range], size: int) -> geometry.Mask:
 
 
 def _block(positions: int) -> Range:
-    """Rows and columns of a block of at most that many positions."""
+    """Rows and columns of a block of at most that many positions, and at most LARGEST_BLOCK."""
+    most = min(positions, LARGEST_BLOCK)
     side = 1
-    while 4 * side * side <= min(positions, 64):
+    while 4 * side * side <= most:
         side *= 2
-    return (side, 2 * side) if 2 * side * side <= min(positions, 128) else (side, side)
+    return (side, 2 * side) if 2 * side * side <= most else (side, side)

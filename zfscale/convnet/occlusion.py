@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zfscale.convnet.differences import Change
 from zfscale.convnet.incremental import Grid, Incremental, Range, Sweep
 from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.spans import Spans
+from zfscale.convnet.spans import Change, Spans
 from zfscale.errors import UnsupportedOperation
 
 LARGEST_BATCH = 64

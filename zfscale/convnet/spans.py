@@ -157,3 +157,21 @@ def product(rows: torch.Tensor, columns: torch.Tensor, absent: int) -> torch.Ten
     """
     index = rows[:, None, :, None] + columns[None, :, None, :]
     return index.masked_fill_(index < 0, absent).flatten(2).flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """How a block of T_y x T_x positions changes a map: `values` (U, V, C) on spans of length U
+    along the rows and V along the columns.
+    """
+
+    values: torch.Tensor
+    rows: Spans
+    columns: Spans
+
+
+def select(values: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """All pairs of some rows and some columns of values (U, V, C)."""
+    width, channels = values.shape[1:]
+    index = (y[:, None] * width + x).flatten()
+    return values.reshape(-1, channels).index_select(0, index).view(len(y), len(x), channels)

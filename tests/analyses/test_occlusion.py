@@ -13,11 +13,12 @@ from torch import nn
 import zfscale
 from zfscale import analyses, driver, job, models, resolve, sources
 from zfscale.analyses import occlusion
+from zfscale.convnet.network import Network
 from zfscale.datasets import parts
 from zfscale.errors import IntegrityError, UsageError
 from zfscale.events import Event, Note, StageBegun, StageDone
 from zfscale.models.zfnet_mini import PREPROCESSING
-from zfscale.records import Counts, image_id
+from zfscale.records import Counts, Preprocessing, image_id
 from zfscale.sources.decode import decode
 from zfscale.stores.digest import digest
 from zfscale.stores.storage import open_storage
@@ -304,3 +305,26 @@ def test_mistakes_are_named(images: Path, tmp_path: Path, options, message: str)
 def test_options_out_of_range_are_refused(given) -> None:
     with pytest.raises(UsageError, match=rf"analyses\.occlusion\.{next(iter(given))}"):
         analyses.options("occlusion", given)
+
+
+def test_an_image_that_fails_at_some_positions_is_left_out_whole() -> None:
+    first, second = (np.array(ids, object) for ids in (["a", "b"], ["a"]))
+    parts_ = [(0, {"image_id": first}), (5, {"image_id": second})]
+    lost = occlusion._incomplete(iter(parts_))
+    assert lost == {"b"}
+    rows = {"image_id": first, "y": np.array([3, 4])}
+    assert occlusion._less(rows, lost)["y"].tolist() == [3]
+    assert occlusion._incomplete(iter(parts_[:1])) == set()
+
+
+def test_work_is_that_of_every_product_also_over_tokens() -> None:
+    tokens = nn.Sequential(
+        nn.Conv2d(3, 4, 2, stride=2),
+        nn.Flatten(2),
+        nn.Linear(16, 5),
+        nn.Flatten(),
+        nn.Linear(20, 6),
+    )
+    network = Network(tokens, Preprocessing(None, (8, 8), (0.0, 0.0, 0.0)))
+    wanted = 16 * 4 * 3 * 4 + 4 * 16 * 5 + 20 * 6
+    assert occlusion._multiply_adds(network) == wanted

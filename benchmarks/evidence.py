@@ -44,10 +44,7 @@ def run(count: int = 400, seed: int = SEED) -> Report:
     rows = []
     for size, colour in OCCLUDERS:
         named = f"{size} px, " + ("the mean" if colour is None else f"grey {colour[0]}")
-        value = torch.zeros(3)
-        if colour is not None:
-            pixel = torch.tensor(colour, dtype=torch.uint8).view(1, 3, 1, 1)
-            value = network.normalise(pixel).flatten()
+        value = occlusion.colour(network, colour or "mean")
         found = hits_by_class(network, size, value, range(count), seed)
         everything = [hits for group in found.values() for hits in group]
         rows.append(row(named, ALL, everything))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from zfscale.analyses import Context, Output, Pass, View, _amounts
 from zfscale.analyses._amounts import Amounts, Shifts, Steps
 from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups, once
-from zfscale.convnet.defaults import last_hidden
+from zfscale.convnet.defaults import first_layer, last_convolution, last_hidden
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.responses import Responses, Step, respond
 from zfscale.convnet.transforms import TRANSFORMS
@@ -169,7 +169,7 @@ class Invariance:
         if self.options.layers is not None:
             return network.choose(self.options.layers)
         if network.graph is None or network.classes is None:
-            chosen = [network.choose(None)[0], network.choose(None)[-1]]
+            chosen = [first_layer(network), last_convolution(network)]
         else:
             chosen = [*network.layers[:1], last_hidden(network)]
         places: dict[str, Layer] = {}

@@ -22,7 +22,7 @@ from zfscale.analyses._occlusion import FEATURES, IMAGES, POSITIONS, further, on
 from zfscale.convnet.defaults import last_convolution
 from zfscale.convnet.incremental import Grid
 from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.occlusion import Occluder, Untouched, grid, occluder, sense
+from zfscale.convnet.occlusion import Occluder, Untouched, colour, grid, occluder, sense
 from zfscale.errors import UsageError
 from zfscale.records import Columns, Image, Reason, Table, Task
 
@@ -195,7 +195,7 @@ class Occlusion:
         """The occluder for a network, made once: it lays out all weights anew."""
         if self._ready is None or self._ready[0] is not network:
             options = self.options
-            value = _normalised(network, options.value)
+            value = colour(network, options.value)
             layer, places = self._layer(network), self._grid(network)
             memory = options.memory << 20
             moving, _ = occluder(network, layer, places, value, options.classify, memory)
@@ -227,15 +227,6 @@ def _pixels(
         for length, whole in zip(pair, crop, strict=True)
     )
     return height, width
-
-
-def _normalised(network: Network, value: str | tuple[int, int, int]) -> torch.Tensor:
-    """The colour of the occluder as the network sees it, (3,)."""
-    if isinstance(value, str):
-        return torch.zeros(3)
-    return (
-        network.normalise(torch.tensor(value, dtype=torch.uint8).view(1, 3, 1, 1)).flatten().cpu()
-    )
 
 
 def _target(image: Image, before: Untouched) -> int | None:

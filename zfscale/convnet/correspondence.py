@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from zfscale.boxes import Box
 from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.occlusion import colour
 
 Signs = NDArray[np.uint64]
 """Signs of n vectors of D components, shape (n, 2, W): bits of what is > 0, bits of what is < 0.
@@ -63,7 +64,7 @@ def changes(
     cannot reach is computed in the same way, and its difference is exactly zero.
     """
     image = network.normalise(pixels)
-    colour = _colour(network, value)
+    hidden = colour(network, value)[:, None, None]
     before, finite = _features(network, layers, image.clone())
     found: list[list[list[Signs]]] = [[] for _ in boxes]
     for turn in range(max(map(len, boxes), default=0)):
@@ -71,20 +72,13 @@ def changes(
         occluded = image.clone()
         for row in rows:
             y0, x0, y1, x1 = boxes[row][turn]
-            occluded[row, :, y0:y1, x0:x1] = colour
+            occluded[row, :, y0:y1, x0:x1] = hidden
         after, whole = _features(network, layers, occluded)
         finite &= whole
         packed = [signs(x[rows] - y[rows]) for x, y in zip(before, after, strict=True)]
         for at, row in enumerate(rows):
             found[row].append([each[at] for each in packed])
     return found, finite[: len(boxes)]
-
-
-def _colour(network: Network, value: tuple[int, int, int] | Literal["mean"]) -> torch.Tensor:
-    """A colour as the network sees it, shape (3, 1, 1)."""
-    if value == "mean":
-        return torch.zeros(3, 1, 1, device=network.device)
-    return network.normalise(torch.tensor(value, dtype=torch.uint8).view(1, 3, 1, 1))[0]
 
 
 def _features(

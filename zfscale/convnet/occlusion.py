@@ -9,7 +9,7 @@ every occluded image. Both give the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,13 @@ def grid(extent: Range, size: Range, stride: Range) -> Grid:
         for e, s, d in zip(extent, size, stride, strict=True)
     )
     return Grid(rows, columns)
+
+
+def colour(network: Network, value: tuple[int, int, int] | Literal["mean"]) -> torch.Tensor:
+    """An RGB colour in 0..255, or the mean one, as the network sees it: (3,)."""
+    if value == "mean":
+        return torch.zeros(3, device=network.device)
+    return network.normalise(torch.tensor(value, dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
 
 
 class Untouched(NamedTuple):

@@ -64,60 +64,65 @@ class Filters:
 
     def scatter(self, change: Change, rows: Spans, columns: Spans) -> torch.Tensor:
         """The change of the output on its spans, (U, V, C_out)."""
-        total: torch.Tensor | None = None
+        met: list[tuple[torch.Tensor, ...]] = []
+        indices: list[torch.Tensor] = []
+        count = 0  # products of the phases before, each a row of C_out / groups numbers
         for one in self._phases:
             y, from_y = phase(change.rows, rows, self.window, 0, one.y)
             x, from_x = phase(change.columns, columns, self.window, 1, one.x)
             inputs = change.values
             if len(y) < inputs.shape[0] or len(x) < inputs.shape[1]:
                 inputs = select(inputs, y, x)
+            met.append(inputs.reshape(-1, inputs.shape[2]).chunk(self.groups, 1))
             down, across = one.taps
-            tap_y = torch.arange(down, device=y.device) * across
+            tap_y = torch.arange(down, device=y.device) * across + count
             tap_x = torch.arange(across, device=x.device)
-            absent = len(y) * len(x) * down * across
             at_y = from_y * (len(x) * down * across) + tap_y
-            index = product(at_y, from_x * (down * across) + tap_x, absent)
-            sums = [
-                _sum_products(given, weight, index)
-                for given, weight in zip(inputs.chunk(self.groups, 2), one.weight, strict=True)
-            ]
-            found = sums[0] if self.groups == 1 else torch.cat(sums, 1)
-            total = found if total is None else total.add_(found)
-        if total is None:
-            return change.values.new_zeros(rows.length, columns.length, self.channels)
-        return total.view(rows.length, columns.length, self.channels)
+            indices.append(product(at_y, from_x * (down * across) + tap_x))
+            count += len(y) * len(x) * down * across
+        index = _or_else(torch.cat(indices, 1), count)
+        products = change.values.new_empty(count + 1, self.channels // self.groups)
+        products[count] = 0
+        sums = []
+        for group, inputs_of_phases in enumerate(zip(*met, strict=True)):
+            self._multiply(group, inputs_of_phases, products)
+            sums.append(functional.embedding_bag(index, products, mode="sum"))
+        found = sums[0] if self.groups == 1 else torch.cat(sums, 1)
+        return found.view(rows.length, columns.length, self.channels)
+
+    def _multiply(
+        self, group: int, inputs: tuple[torch.Tensor, ...], products: torch.Tensor
+    ) -> None:
+        """Fill `products` with those of each phase's inputs, (cells, C / groups), and its taps."""
+        begin = 0
+        for one, some in zip(self._phases, inputs, strict=True):
+            weight = one.weight[group]
+            end = begin + len(some) * one.taps[0] * one.taps[1]
+            torch.mm(some, weight, out=products[begin:end].view(len(some), weight.shape[1]))
+            begin = end
 
     def gather(self, change: Change, rows: Spans, columns: Spans) -> torch.Tensor:
-        """The same, output by output."""
+        """The same, output by output: inputs are gathered along the rows, then down the columns."""
         height, width, channels = change.values.shape
-        table = torch.cat(
-            [change.values.reshape(-1, channels), change.values.new_zeros(1, channels)]
-        )
-        index = product(
-            taps(change.rows, rows, self.window, 0) * width,
-            taps(change.columns, columns, self.window, 1),
-            height * width,
-        )
-        seen = table.index_select(0, index.flatten())
-        seen = seen.view(len(index), index.shape[1], self.groups, channels // self.groups)
-        each = index.shape[1] * (channels // self.groups)
-        seen = seen.permute(2, 0, 1, 3).reshape(self.groups, len(index), each)
+        kernel = self.window.kernel
+        table = functional.pad(change.values, (0, 0, 0, 1, 0, 1))
+        from_x = _or_else(taps(change.columns, columns, self.window, 1), width)
+        along = select(table, torch.arange(height + 1, device=from_x.device), from_x.flatten())
+        along = along.view(-1, kernel[1] * channels)
+        from_y = _or_else(taps(change.rows, rows, self.window, 0), height)
+        here = torch.arange(columns.length, device=from_x.device)
+        index = from_y[:, None, :] * columns.length + here[:, None]
+        seen = along.index_select(0, index.flatten())
+        window, each = kernel[0] * kernel[1], channels // self.groups
+        seen = seen.view(-1, window, self.groups, each)
+        seen = seen.permute(2, 0, 1, 3).reshape(self.groups, len(seen), window * each)
         found = torch.bmm(seen, self._gathered).transpose(0, 1)
         return found.reshape(rows.length, columns.length, self.channels)
 
 
-def _sum_products(given: torch.Tensor, weight: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Products of inputs (A, B, C) with `weight` (C, taps * N), added up by `index` (outputs, n).
-
-    A row of products is N numbers; the row behind the last one is zero.
-    """
-    inputs = given.reshape(-1, given.shape[2])
-    count = len(inputs) * weight.shape[1]
-    width = weight.shape[1] // index.shape[1]
-    products = inputs.new_empty(count + width)
-    torch.mm(inputs, weight, out=products[:count].view(len(inputs), weight.shape[1]))
-    products[count:] = 0
-    return functional.embedding_bag(index, products.view(-1, width), mode="sum")
+def _or_else(index: torch.Tensor, absent: int) -> torch.Tensor:
+    """An index with `absent` where it is ABSENT."""
+    return index.masked_fill_(index < 0, absent)
 
 
 def convolve(
@@ -126,8 +131,9 @@ def convolve(
     """The change of a convolution's output, (U, V, C_out), on the given spans of it."""
     height, width = filters.window.kernel
     cells = change.values.shape[:2] if scatter else (rows.length, columns.length)
+    stride = filters.window.stride[0] * filters.window.stride[1] if scatter else 1
     channels = filters.channels if scatter else change.values.shape[2]
-    size = cells[0] * cells[1] * height * width * channels * change.values.element_size()
+    size = cells[0] * cells[1] * height * width // stride * channels * change.values.element_size()
     step = -(-rows.count * PORTION // max(size, 1))
     way = filters.scatter if scatter else filters.gather
     found = change.values.new_empty(rows.length, columns.length, filters.channels)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional
 
 from zfscale.convnet import operations as ops
 from zfscale.convnet.spans import Change, Spans, locate, same, select, taps, windows
@@ -48,10 +49,10 @@ def pointwise(
     after: torch.Tensor | None,
     function: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """The change of what `function` makes of each position of a map; it takes (B, C, H, W).
+    """The change of what `function` makes of each position of a map.
 
-    `after` is what it makes of the map without a change: None where computing that again takes
-    less time than fetching it.
+    `function` takes maps (B, C, H, W), and may work in place. `after` is what it makes of the map
+    without a change: None where computing that again takes less time than fetching it.
     """
     without = pick(before, change.rows, change.columns)
     found = _apply(function, without + change.values)
@@ -96,18 +97,37 @@ def _largest(values: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tens
 def average_pool(
     change: Change, pool: ops.AveragePool, rows: Spans, columns: Spans
 ) -> torch.Tensor:
-    """The change of an average pool."""
-    down = _averages(pool.rows, change.rows, rows)
-    across = _averages(pool.columns, change.columns, columns)
-    length, _, channels = change.values.shape
-    found = (down @ change.values.reshape(length, -1)).view(rows.length, -1, channels)
-    return torch.matmul(across, found)
+    """The change of an average pool: averages down the columns of the map, then along its rows."""
+    height, width, channels = change.values.shape
+    index, shares = _averages(pool.rows, change.rows, rows)
+    down = _weighted_sums(change.values.reshape(height, width * channels), index, shares)
+    index, shares = _averages(pool.columns, change.columns, columns)
+    starts = torch.arange(rows.length, device=index.device)[:, None, None] * width
+    index, shares = (starts + index).flatten(0, 1), shares.repeat(rows.length, 1)
+    both = _weighted_sums(down.view(-1, channels), index, shares)
+    return both.view(rows.length, columns.length, channels)
 
 
-def _averages(matrix: torch.Tensor, below: Spans, above: Spans) -> torch.Tensor:
-    """The part of `matrix` (out, in) that leads from one set of spans to the other."""
-    alike = above.owner[:, None] == below.owner
-    return torch.where(alike, matrix[above.place][:, below.place], 0)
+def _averages(
+    matrix: torch.Tensor, below: Spans, above: Spans
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which elements of `below` an average pool along one axis adds up, and their shares.
+
+    Both are (U_above, n), by the pool's `matrix` (out, in). What is absent has no share.
+    """
+    used = matrix != 0
+    reach = torch.arange(int(used.sum(1).max()), device=matrix.device)
+    place = used.int().argmax(1)[above.place, None] + reach
+    index = below.find(above.owner[:, None], place)
+    shares = matrix[above.place[:, None], place.clamp(max=matrix.shape[1] - 1)]
+    return index.clamp(min=0), shares.where(index >= 0, 0)
+
+
+def _weighted_sums(
+    values: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Sums of rows of `values` (A, N) by index and weight (B, n): (B, N)."""
+    return functional.embedding_bag(index, values, mode="sum", per_sample_weights=weights)
 
 
 def flatten(change: Change, rows: tuple[int, int], columns: tuple[int, int]) -> torch.Tensor:
@@ -129,16 +149,22 @@ def flatten(change: Change, rows: tuple[int, int], columns: tuple[int, int]) -> 
 def linear(change: Change, weight: torch.Tensor) -> torch.Tensor:
     """The change of a fully connected layer, (T_y, T_x, N): `weight` is (H, W, C, N).
 
-    Only the part of the weights that meets a change of some position takes part.
+    Row by row of the map, the positions that change something there meet the part of the weights
+    where they do.
     """
     (top, bottom), (left, right) = change.rows.hull, change.columns.hull
-    count = change.rows.count * change.columns.count
-    found = change.values.new_zeros(count, weight.shape[3])
+    down, across = change.rows.count, change.columns.count
+    found = change.values.new_zeros(down, across, weight.shape[3])
     given = flatten(change, (top, bottom), (left, right))
-    for row in range(bottom - top):
-        some = weight[top + row, left:right].flatten(0, 1)
-        found.addmm_(given[:, row].reshape(count, -1), some)
-    return found.view(change.rows.count, change.columns.count, -1)
+    given = given.view(down, across, bottom - top, (right - left) * weight.shape[2])
+    for row in range(top, bottom):
+        met = ((change.rows.start <= row) & (row < change.rows.stop)).nonzero()[:, 0]
+        if not len(met):
+            continue
+        some = slice(int(met[0]), int(met[-1]) + 1)
+        inputs = given[some, :, row - top].flatten(0, 1)
+        found[some].flatten(0, 1).addmm_(inputs, weight[row, left:right].flatten(0, 1))
+    return found
 
 
 def add(changes: Sequence[Change], rows: Spans, columns: Spans) -> torch.Tensor:

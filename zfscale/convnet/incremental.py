@@ -10,6 +10,7 @@ Approximate Inference for Faster Occlusion-based Deep CNN Explanations", SIGMOD 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,10 @@ GATHERING = 24
 LEAST_CHANNELS = 32
 """Below, matrix products are too thin to be fast, and inputs are gathered."""
 
-LARGEST_BLOCK = 256
-"""Positions that are computed together at most; with more, matrix products are no faster."""
+LARGEST_SIDE = 14
+"""Rows and columns of positions that are computed together at most: with more, matrix products
+are hardly faster, and more is held.
+"""
 
 Nonlinear = ops.Rectification | ops.Pointwise | ops.Normalisation
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -107,7 +110,8 @@ class Incremental:
         """Those of a fully connected layer by place in the map below it: (H, W, C, N)."""
         if name not in self._weights:
             by_place = weight.view(-1, *self.map_of(self.inputs[name][0])).permute(2, 3, 1, 0)
-            self._weights[name] = by_place.contiguous()
+            alone = by_place.shape[:2] == (1, 1)  # then a product takes them as they lie
+            self._weights[name] = by_place if alone else by_place.contiguous()
         return self._weights[name]
 
     def spans(self, grid: Grid) -> dict[str, tuple[Spans, Spans]]:
@@ -152,7 +156,9 @@ class Incremental:
             match node.operation:
                 case ops.Convolution():
                     self._filters[name] = Filters(node.operation)
-                case ops.Rectification() | ops.Pointwise() | ops.Normalisation():
+                case ops.Rectification():
+                    self._functions[name] = torch.relu_
+                case ops.Pointwise() | ops.Normalisation():
                     module = self.network.module
                     self._functions[name] = instrument.single(module, self.graph, name)
 
@@ -170,7 +176,8 @@ class Sweep:
         positions = len(grid.rows) * len(grid.columns)
         cells = {name: rows.length * columns.length for name, (rows, columns) in self.spans.items()}
         largest = max(cells[name] * engine.map_of(name)[0] for name in cells)
-        self.block = _block(memory // max(1, 6 * 4 * largest // positions))
+        each = max(1, 6 * 4 * largest // positions)
+        self.side = max(1, min(LARGEST_SIDE, math.isqrt(memory // each)))
 
     @torch.inference_mode()
     def run(
@@ -261,12 +268,3 @@ def _mask(ranges: Sequence[Range], size: int) -> geometry.Mask:
     places = np.arange(size)
     start, stop = np.array(ranges).T
     return np.asarray((places >= start[:, None]) & (places < stop[:, None]))
-
-
-def _block(positions: int) -> Range:
-    """Rows and columns of a block of at most that many positions, and at most LARGEST_BLOCK."""
-    most = min(positions, LARGEST_BLOCK)
-    side = 1
-    while 4 * side * side <= most:
-        side *= 2
-    return (side, 2 * side) if 2 * side * side <= most else (side, side)

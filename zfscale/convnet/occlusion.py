@@ -9,6 +9,7 @@ every occluded image. Both give the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -182,8 +183,8 @@ class Incrementally:
         """As the protocol says."""
         chosen = torch.tensor(features, device=self._value.device)
         before = self._known[self._layer][:, :, chosen].sum((0, 1), dtype=torch.float64)
-        for some in _cut(rows, self._sweep.block[0]):
-            for others in _cut((0, len(self.places.columns)), self._sweep.block[1]):
+        for some in _cut(rows, self._sweep.side):
+            for others in _cut((0, len(self.places.columns)), self._sweep.side):
                 changes = self._sweep.run(self._known, self._value, some, others)
                 totals = before + _totals(changes[self._layer], chosen)
                 logits = None
@@ -259,6 +260,9 @@ def _membership(spans: Spans) -> torch.Tensor:
     return (numbers[:, None] == spans.owner).double()
 
 
-def _cut(whole: Range, size: int) -> list[Range]:
-    start, stop = whole
-    return [(at, min(at + size, stop)) for at in range(start, stop, size)]
+def _cut(whole: Range, most: int) -> list[Range]:
+    """As few parts of at most that size as there can be, of about one size."""
+    start, length = whole[0], whole[1] - whole[0]
+    count = -(-length // most)
+    cuts = [start + length * part // count for part in range(count + 1)]
+    return list(pairwise(cuts))

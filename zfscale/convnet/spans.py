@@ -9,7 +9,7 @@ borders. All indices along an axis are computed once for it, not once for each b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 
@@ -86,17 +86,11 @@ class Spans:
         return torch.where(inside, self.offset[owner] + place - start, ABSENT)
 
 
-# A block of rows meets many blocks of columns, and each image meets them all again.
-_once = lru_cache(maxsize=1 << 14)
-
-
-@_once
 def part(spans: Spans, begin: int, end: int) -> Spans:
     """The spans of positions `begin` to `end`."""
     return Spans(spans.start[begin:end], spans.stop[begin:end])
 
 
-@_once
 def same(one: Spans, other: Spans) -> bool:
     """Whether two are equal."""
     return one is other or (
@@ -104,13 +98,11 @@ def same(one: Spans, other: Spans) -> bool:
     )
 
 
-@_once
 def locate(elements: Spans, within: Spans) -> torch.Tensor:
     """Where each element of one is found in the other: (U,), or ABSENT."""
     return within.find(elements.owner, elements.place)
 
 
-@_once
 def taps(below: Spans, above: Spans, window: ops.Sliding, axis: int) -> torch.Tensor:
     """Where the window of each element of `above` finds its inputs: (U_above, kernel)."""
     step = torch.arange(window.kernel[axis], device=above.start.device) * window.dilation[axis]
@@ -118,7 +110,6 @@ def taps(below: Spans, above: Spans, window: ops.Sliding, axis: int) -> torch.Te
     return below.find(above.owner[:, None], first[:, None] + step)
 
 
-@_once
 def phase(
     below: Spans, above: Spans, window: ops.Sliding, axis: int, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,7 +132,6 @@ def phase_taps(window: ops.Sliding, axis: int, number: int) -> list[int]:
     return [tap for tap in range(window.kernel[axis]) if tap * dilation % stride == number]
 
 
-@_once
 def windows(above: Spans, window: ops.Sliding, axis: int, size: int) -> Spans:
     """The span of inputs, on an axis of `size`, that the span of each position of `above` sees."""
     stride, padding = window.stride[axis], window.padding[axis]
@@ -150,13 +140,12 @@ def windows(above: Spans, window: ops.Sliding, axis: int, size: int) -> Spans:
     return Spans(start, torch.where(above.stop > above.start, stop, start))
 
 
-def product(rows: torch.Tensor, columns: torch.Tensor, absent: int) -> torch.Tensor:
+def product(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """All sums of an index of `rows` (A, k) and one of `columns` (B, l): (A * B, k * l).
 
-    `absent` stands where one of the two is ABSENT.
+    They are negative where one of the two is ABSENT.
     """
-    index = rows[:, None, :, None] + columns[None, :, None, :]
-    return index.masked_fill_(index < 0, absent).flatten(2).flatten(0, 1)
+    return (rows[:, None, :, None] + columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

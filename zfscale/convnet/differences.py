@@ -71,10 +71,11 @@ def max_pool(
     before: torch.Tensor,
     after: torch.Tensor,
     window: ops.Sliding,
+    rectified: bool,
     rows: Spans,
     columns: Spans,
 ) -> torch.Tensor:
-    """The change of a max pool, given its input and output without it."""
+    """The change of a max pool, `rectified` or not, given its input and output without it."""
     height, width, _ = before.shape
     seen_rows = windows(rows, window, 0, height)
     seen_columns = windows(columns, window, 1, width)
@@ -82,6 +83,8 @@ def max_pool(
     _place(canvas, change, seen_rows, seen_columns)
     down = _largest(canvas, 0, taps(seen_rows, rows, window, 0))
     both = _largest(down, 1, taps(seen_columns, columns, window, 1))
+    if rectified:
+        both.clamp_min_(0)
     return both.sub_(pick(after, rows, columns))
 
 

@@ -135,13 +135,25 @@ class Incremental:
         return found
 
     def _sources(self, node: Node) -> tuple[str, ...]:
-        """What a node is computed from: a fully connected layer from the map that was flattened."""
-        if not isinstance(node.operation, ops.Linear):
-            return node.inputs
-        below = self.graph.nodes[node.inputs[0]]
-        while isinstance(below.operation, ops.Same | ops.Flatten):
-            below = self.graph.nodes[below.inputs[0]]
-        return (below.name,)
+        """What a node is computed from.
+
+        A fully connected layer from the map that was flattened. A max pool of what was rectified
+        for it alone, from the map before: there is less to rectify after it.
+        """
+        below = self.graph.nodes[node.inputs[0]] if node.inputs else node
+        if isinstance(node.operation, ops.Linear):
+            while isinstance(below.operation, ops.Same | ops.Flatten):
+                below = self.graph.nodes[below.inputs[0]]
+            return (below.name,)
+        if isinstance(node.operation, ops.MaxPool) and self._is_for_one(below):
+            return below.inputs
+        return node.inputs
+
+    def _is_for_one(self, node: Node) -> bool:
+        """Whether a node is a rectification that is used once."""
+        uses = sum(other.inputs.count(node.name) for other in self.graph.nodes.values())
+        rectifies = isinstance(node.operation, ops.Rectification)
+        return rectifies and uses == 1 and node.name not in self.targets
 
     def _check(self) -> None:
         for name in self.order:
@@ -228,8 +240,9 @@ class Sweep:
                 maps = memory[source], memory.get(name)
                 values = differences.pointwise(change, *maps, engine._functions[name])
             case ops.MaxPool(window=window):
-                before, after = memory[source], memory[name]
-                values = differences.max_pool(change, before, after, window, rows, columns)
+                maps = memory[source], memory[name]
+                rectified = source not in engine.graph.nodes[name].inputs
+                values = differences.max_pool(change, *maps, window, rectified, rows, columns)
             case ops.AveragePool() as pool:
                 values = differences.average_pool(change, pool, rows, columns)
             case ops.Linear(weight=weight):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from zfscale.convnet import operations as ops
 from zfscale.convnet.spans import Change, Spans, part, phase, phase_taps, product, select, taps
 
-PORTION = 32 << 20
+PORTION = 64 << 20
 """Bytes of products of a convolution that are held at a time: what a cache can keep."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zfscale.analyses._occlusion import FEATURES, IMAGES, POSITIONS
+from zfscale.analyses._occlusion import FEATURES, IMAGES, POSITIONS, PROJECTIONS
 from zfscale.analyses._parts import OCCLUDERS
 from zfscale.analyses.correspondence import CORRESPONDENCE
 from zfscale.analyses.invariance import INVARIANCE
@@ -21,6 +21,7 @@ from zfscale.records import Table
 from zfscale.stores import run as runs
 from zfscale.stores import tables
 from zfscale.stores.columns import from_arrow
+from zfscale.stores.schema import arrow_type
 from zfscale.stores.storage import open_storage
 
 
@@ -32,7 +33,7 @@ def publish(run: Path, table: Table, parts: list[list[dict[str, Any]]]) -> None:
     for number, rows in enumerate(parts):
         columns = {}
         for column in table.columns:
-            values = pa.array([row[column.name] for row in rows], pa.type_for_alias(column.type))
+            values = pa.array([row[column.name] for row in rows], arrow_type(column))
             columns[column.name] = from_arrow(values, column.nullable)
         part = f"part-{number:05d}"
         files |= {f.path: f for f in tables.write(storage, table, columns, record.run_id, part)}
@@ -58,10 +59,11 @@ def occlusion(
     grid: tuple[int, int] = (7, 6),
     pieces: int = 1,
     further: tuple[int, ...] = (),
+    projected: bool = True,
 ) -> None:
     """Maps of the first images: a pit about one place in each. `pieces` cuts each image's rows
     into files that come in the opposite order; `classes` None: the network has none; `further`
-    features have the same map, doubled."""
+    features have the same map, doubled; `projected` units are brighter the lower a pixel is."""
     occluder, stride = (8, 10), (4, 5)
     facts: list[dict[str, Any]] = []
     parts: list[list[dict[str, Any]]] = [[] for _ in range(pieces)]
@@ -83,6 +85,10 @@ def occlusion(
                 "probability": None if classes is None else 0.9 - 0.8 * near,
                 "predicted": (target + 1) % (classes or 1) if other else target,
             })  # fmt: skip
+    if projected:
+        seen = np.repeat(np.linspace(-1, 1, 23), 19 * 3).astype(np.float32)
+        box = {"y0": 5, "x0": 13, "height": 23, "width": 19, "projection": seen}
+        publish(run, PROJECTIONS, [[{**fact, **box} for fact in facts]])
     publish(run, IMAGES, [facts])
     publish(run, POSITIONS, parts[::-1])
     if further:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from zfscale import analyses
 from zfscale.errors import UsageError
 from zfscale.job import Job
 from zfscale.sources import files
@@ -55,7 +57,8 @@ def _remembered(job: Job) -> Job:
         for key, value in (("weights", job.weights), ("classes", job.classes))
         if value is not None and not value.startswith("seed:")
     }
-    job = job.model_copy(update=places | named)
+    options = {name: _with_places(name, given) for name, given in job.analyses.items()}
+    job = job.model_copy(update=places | named | {"analyses": options})
     scanned = tuple(remembered.get("images", job.images))
     if "scan" not in job.analyses and scanned != job.images:
         told = "leave images out of a job that does not scan"
@@ -64,3 +67,9 @@ def _remembered(job: Job) -> Job:
         if f"{job.run}/".startswith(f"{place}/") or place.startswith(f"{job.run}/"):
             raise UsageError(f"run: {job.run} and the images at {place} lie one inside the other")
     return job
+
+
+def _with_places(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Options of an analysis with the files that they name made absolute."""
+    places = analyses.files(name, given)
+    return given | {key: files.canonical(place) for key, place in places.items()}

@@ -222,6 +222,31 @@ def net():
 """
 
 
+def test_the_strongest_unit_is_projected_as_that_of_a_winner(images: Path, tmp_path: Path) -> None:
+    """Both come down by the deconvnet: one while the image is at hand, one from stored records."""
+    given = OPTIONS | {"stride": 0.9, "features": []}
+    stages = {"scan": {"layers": ["conv5"]}, "deconvolve": {}, "occlusion": given}
+    carry_out(tmp_path / "run", images, analyses=stages)
+    results = zfscale.open(str(tmp_path / "run"))
+    winners = results.winners.set_index(["image_id", "feature"])
+    rows = results.occlusion_projections
+    assert len(rows) == 11
+    checked = 0
+    for row in rows.itertuples():
+        if (row.image_id, row.feature) in winners.index:
+            won = winners.loc[(row.image_id, row.feature)]
+            whole = results.projections("conv5")[row.feature, won["rank"]]
+            inside = whole[max(-won.y0, 0) :, max(-won.x0, 0) :][: row.height, : row.width]
+            assert (row.y0, row.x0) == (max(won.y0, 0), max(won.x0, 0))
+            assert row.y0 + row.height == min(won.y1, SIDE)
+            assert row.x0 + row.width == min(won.x1, SIDE)
+            found = row.projection.reshape(row.height, row.width, 3)
+            np.testing.assert_allclose(found, inside, rtol=0, atol=1e-6 * np.abs(inside).max())
+            assert np.abs(inside).max() > 0
+            checked += 1
+    assert checked > 3
+
+
 @pytest.mark.parametrize(
     ("statement", "why"), [("if x.sum() > 1e9: x = x * 2", "traced"), ("x = x * 2", "mul")]
 )

@@ -147,6 +147,18 @@ def test_maps_are_pictures_of_the_table(run: Path) -> None:
         assert float(data["values"]["activation"][place]) == pytest.approx(row.activation, abs=1)
 
 
+def test_the_strongest_unit_is_shown_where_it_lies_in_the_image(run: Path) -> None:
+    identity = Results(str(run)).occlusion_images["image_id"][1]
+    page = page_of(run, 1)
+    (shown,) = [v for v in Markup(page).all("image") if v["href"].endswith("-projection.png")]
+    assert (shown["x"], shown["y"], shown["width"], shown["height"]) == ("13", "5", "19", "23")
+    pixels = np.asarray(Image.open(page.with_name(f"{identity}-projection.png")))
+    assert pixels.shape == (23, 19, 3)
+    assert (pixels[0] == 1).all()
+    assert (pixels[11] == 128).all()
+    assert (pixels[22] == 255).all()
+
+
 def test_a_page_of_an_image_says_where_the_evidence_lies(run: Path) -> None:
     results = Results(str(run))
     fact = results.occlusion_images.iloc[0]
@@ -224,7 +236,7 @@ def test_the_index_has_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_occlusion_of_a_network_without_classes(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    sweeps["occlusion"](run, classes=None, layer="elsewhere", further=(7,))
+    sweeps["occlusion"](run, classes=None, layer="elsewhere", further=(7,), projected=False)
     done: list[tuple[int, int]] = []
     build(str(run), progress=lambda *at: done.append(at))
     assert done[-1][0] == done[-1][1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zfscale.gallery.occluded import facts, maps, watched
+from zfscale.gallery.occluded import facts, maps, projected, watched
 from zfscale.results import Results
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
@@ -56,7 +56,7 @@ def test_few_rows_are_held_when_the_tables_agree(
 
         def to_batches(self, **options):
             nonlocal read
-            for batch in self.inner.to_batches(batch_size=42, **options):
+            for batch in self.inner.to_batches(**{"batch_size": 42} | options):
                 read += len(batch) == 42
                 yield batch
 
@@ -96,3 +96,24 @@ def test_a_map_lies_where_the_centres_of_the_occluder_were(tmp_path: Path) -> No
         centre = row * 4 + 8 / 2, column * 5 + 10 / 2  # stride and occluder of the synthetic run
         assert top + (row + 0.5) * down / 7 == pytest.approx(centre[0])
         assert left + (column + 0.5) * across / 6 == pytest.approx(centre[1])
+
+
+def test_projections_are_those_of_their_image(tmp_path: Path) -> None:
+    run = make["write_run"](tmp_path)
+    sweeps["occlusion"](run, count=4)
+    results = Results(str(run))
+    rows = results.occlusion_projections.set_index("image_id")
+    assert projected(results) == len(rows) == 4
+    for fact, one in maps(results):
+        row = rows.loc[fact.id]
+        assert (one.projection.y, one.projection.x) == (row.y0, row.x0)
+        assert one.projection.pixels.shape == (row.height, row.width, 3)
+        assert one.projection.pixels.ravel().tolist() == row.projection.tolist()
+
+
+def test_a_run_without_projections_has_maps(tmp_path: Path) -> None:
+    run = make["write_run"](tmp_path)
+    sweeps["occlusion"](run, count=2, projected=False)
+    results = Results(str(run))
+    assert projected(results) == 0
+    assert [one.projection for _, one in maps(results)] == [None, None]

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from zfscale.convnet.network import Network
 
 
+FILE = "uri-reference"
+"""The `format` that an option has in the schema if it names a file: a path or a URL."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Decoded images of one task, never of two.
@@ -189,3 +193,10 @@ def options(name: str, given: Mapping[str, Any]) -> BaseModel:
         return model.model_validate(given)
     except ValidationError as error:
         raise UsageError(explain(error, model, f"analyses.{name}.")) from error
+
+
+def files(name: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """Those keys of an analysis in a job file that name a file, with what they name."""
+    properties = load(name).Options.model_json_schema().get("properties", {})
+    known = {key for key, described in properties.items() if described.get("format") == FILE}
+    return {key: given[key] for key in sorted(known & given.keys()) if isinstance(given[key], str)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zfscale.convnet.incremental import Grid
 from zfscale.convnet.occlusion import Sensitivity
-from zfscale.records import Column, Columns, Image, Table
+from zfscale.records import Column, Image, Table
 
 _IMAGE = (
     Column("image_id", "string", "content hash of the image"),
@@ -82,6 +82,27 @@ IMAGES = Table(
     ),
 )
 
+PROJECTIONS = Table(
+    name="occlusion_projections",
+    version=1,
+    columns=(
+        *_IMAGE,
+        Column("layer", "string", "layer that is watched"),
+        Column("feature", "int64", "its feature with the largest activation in this image"),
+        Column("y0", "int64", "first row of the network's input that the projection covers"),
+        Column("x0", "int64", "first column that it covers"),
+        Column("height", "int64", "rows that it covers"),
+        Column("width", "int64", "columns that it covers"),
+        Column(
+            "projection",
+            "list<float32>",
+            "the strongest unit down to the normalised input, (height, width, 3) RGB row by row",
+        ),
+    ),
+    key=("image_id",),
+    identity=("image_id", "layer", "feature", "y0", "x0", "height", "width", "projection"),
+)
+
 
 def positions(
     image: Image, places: Grid, rows: tuple[int, int], found: Sensitivity
@@ -118,31 +139,6 @@ def further(
         }
         for number, (feature, total) in enumerate(features.items(), start=1)
     ]
-
-
-def one(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """A row of `occlusion_images` from its values; None is null."""
-    row: dict[str, NDArray[Any]] = {}
-    for column in IMAGES.columns:
-        value = values[column.name]
-        if column.type == "string":
-            row[column.name] = np.array([value], dtype=object)
-        else:
-            kind = np.dtype(column.type)
-            row[column.name] = np.ma.masked_array(
-                np.array([0 if value is None else value], kind), [value is None]
-            )
-    return row
-
-
-def stack(parts: Sequence[Columns], table: Table) -> Columns:
-    """All rows; those of a table without any are of the types that the table wants."""
-    if not parts:
-        return {
-            column.name: np.ma.empty(0, object if column.type == "string" else column.type)
-            for column in table.columns
-        }
-    return {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _places(image: Image, places: Grid, rows: tuple[int, int]) -> dict[str, NDArray[Any]]:

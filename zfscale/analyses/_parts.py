@@ -9,15 +9,13 @@ from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zfscale.boxes import Box, PartBox, in_input
 from zfscale.errors import UsageError
-from zfscale.records import Column, Columns, Image, Preprocessing, Table
+from zfscale.records import Column, Image, Preprocessing, Table
 
 ITSELF = -1
 """The draw that stands for the part itself; null in the published table."""
-_NUMBERS: dict[str, type] = {"int64": np.int64, "float64": np.float64, "bool": np.bool_}
 Only = tuple[str, ...] | Literal["deciding"] | None
 """Which parts: those of some names, those that decide the class, or all."""
 
@@ -99,23 +97,6 @@ def located(
         ]
         if boxes:
             found.append((image, boxes))
-    return found
-
-
-def columns(description: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Columns:
-    """Rows as columns; None becomes a masked number."""
-    values = list(zip(*rows, strict=True)) or [()] * len(description)
-    found: dict[str, NDArray[Any]] = {}
-    for column, given in zip(description, values, strict=True):
-        kind = _NUMBERS.get(column.type)
-        if kind is None:
-            found[column.name] = np.array(given, dtype=object)
-        elif column.nullable:
-            missing = [value is None for value in given]
-            filled = [0 if value is None else value for value in given]
-            found[column.name] = np.ma.masked_array(np.array(filled, kind), missing)
-        else:
-            found[column.name] = np.array(given, kind)
     return found
 
 

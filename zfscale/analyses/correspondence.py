@@ -11,22 +11,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
-from zfscale.analyses import Context, Output, Pass, Rows, View
+from zfscale.analyses import FILE, Context, Output, Pass, Rows, View
 from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, chosen
-from zfscale.analyses._parts import (
-    ITSELF,
-    OCCLUDERS,
-    Occluder,
-    Only,
-    columns,
-    drawn,
-    located,
-)
+from zfscale.analyses._options import Colour, Names, each_once
+from zfscale.analyses._parts import ITSELF, OCCLUDERS, Occluder, Only, drawn, located
+from zfscale.analyses._rows import columns
 from zfscale.convnet.correspondence import Distances, changes, distances, words
 from zfscale.convnet.defaults import last_convolution, last_hidden
 from zfscale.convnet.network import Layer, Network
@@ -65,8 +59,6 @@ SIGNS = (
 )
 """What a task leaves behind for the pairs."""
 
-Level = Annotated[int, Field(ge=0, le=255)]
-
 
 class Options(BaseModel, frozen=True, extra="forbid"):
     """Options of `correspondence` in a job file."""
@@ -77,34 +69,23 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         min_length=1,
         description="Parquet or CSV file or URL with the columns key, part, x0, y0, x1, y1, in "
         "pixels of the stored images; left out, the images' own records say where parts are.",
+        json_schema_extra={"format": FILE},
     )
-    only: Only = Field(
+    only: Annotated[Only, AfterValidator(each_once)] = Field(
         default=None,
         description="Names of parts, or `deciding`: those that are marked so; left out, all.",
     )
-    layers: tuple[str, ...] | None = Field(
+    layers: Names = Field(
         default=None,
         description="Module names; left out, the last convolution after its rectification and "
         "what the classifier sees: the paper's layers 5 and 7.",
     )
-    value: tuple[Level, Level, Level] | Literal["mean"] = Field(
+    value: Colour = Field(
         default="mean",
         description="Colour of the occluder: [R, G, B], or the mean, which the network sees as 0.",
     )
     draws: int = Field(default=10, ge=1, le=1000, description="Random boxes an image and part.")
     seed: int = Field(default=0, ge=0, description="Another seed gives other random boxes.")
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _one_or_many(cls, names: Any) -> Any:
-        return (names,) if isinstance(names, str) else names
-
-    @field_validator("layers", "only")
-    @classmethod
-    def _each_once(cls, names: Any) -> Any:
-        if isinstance(names, tuple) and (not names or len(set(names)) < len(names)):
-            raise ValueError("name at least one, and each once")
-        return names
 
 
 def passes(options: Options) -> tuple[Pass, ...]:
@@ -193,14 +174,13 @@ class Correspondence:
         if not tasks:
             return
         done = view.done("correspondence")
-        covered = [done[task.id]("occluders") for task in tasks]
-        rows = {name: np.ma.concatenate([each[name] for each in covered]) for name in covered[0]}
-        yield OCCLUDERS, rows | {"draw": np.ma.masked_equal(rows["draw"], ITSELF)}
-
-        images: dict[str, set[str]] = defaultdict(set)
-        for image_id, part in zip(rows["image_id"], rows["part"], strict=True):
-            images[part].add(image_id)
         readers = [done[task.id] for task in tasks]
+        images: dict[str, set[str]] = defaultdict(set)
+        for read in readers:
+            rows = read("occluders")
+            for image_id, part in zip(rows["image_id"], rows["part"], strict=True):
+                images[part].add(image_id)
+            yield OCCLUDERS, {**rows, "draw": np.ma.masked_equal(rows["draw"], ITSELF)}
         summary: list[tuple[Any, ...]] = []
         for layer in self._layers(view.network):
             pooled = Distances()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from zfscale.analyses import Context, Output, Pass, View, _amounts
 from zfscale.analyses._amounts import Amounts, Shifts, Steps
 from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups, once
+from zfscale.analyses._options import Names
 from zfscale.convnet.defaults import first_layer, last_convolution, last_hidden
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.responses import Responses, Step, respond
@@ -57,7 +58,7 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     """Options of `invariance` in a job file. The amount of no change is always added."""
 
     images: Choice = Field(default=DEFAULT, description=DESCRIPTION)
-    layers: tuple[str, ...] | None = Field(
+    layers: Names = Field(
         default=None,
         description="Names of modules or nodes; left out, the first convolution after its "
         "rectification, and the last hidden layer.",
@@ -78,18 +79,6 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         default=Steps.model_validate({"from": 0, "to": 360, "step": 10}),
         description="Degrees anticlockwise about the centre. " + _amounts.DESCRIPTION,
     )
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _one_or_many(cls, names: Any) -> Any:
-        return (names,) if isinstance(names, str) else names
-
-    @field_validator("layers")
-    @classmethod
-    def _each_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if names is not None and (not names or len(set(names)) < len(names)):
-            raise ValueError("name at least one layer, and each layer once")
-        return names
 
     @field_validator("scale")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,23 +18,40 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zfscale.analyses import Context, Output, Pass, View
 from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups, once
-from zfscale.analyses._occlusion import FEATURES, IMAGES, POSITIONS, further, one, positions, stack
+from zfscale.analyses._occlusion import (
+    FEATURES,
+    IMAGES,
+    POSITIONS,
+    PROJECTIONS,
+    further,
+    positions,
+)
+from zfscale.analyses._options import Colour
+from zfscale.analyses._rows import columns, stack
+from zfscale.convnet.deconvnet import Deconvnet
 from zfscale.convnet.defaults import last_convolution
 from zfscale.convnet.incremental import Grid
 from zfscale.convnet.network import Layer, Network
 from zfscale.convnet.occlusion import Occluder, Untouched, colour, grid, occluder, sense
-from zfscale.errors import UsageError
+from zfscale.convnet.projection import project
+from zfscale.errors import UnsupportedOperation, UsageError
 from zfscale.records import Columns, Image, Reason, Table, Task
 
 WORK = 5e12
 """Multiply-adds in a task, about, if the network were run on each occluded image: ten seconds."""
-NAMES = {POSITIONS: "positions", IMAGES: "images", FEATURES: "features"}
+NAMES = {
+    POSITIONS: "positions",
+    IMAGES: "images",
+    FEATURES: "features",
+    PROJECTIONS: "projections",
+}
 """Tables of a task."""
+ONCE = IMAGES, PROJECTIONS
+"""Tables that say what an image is like without an occluder."""
 
 Part = Annotated[float, Field(gt=0, lt=1)]
 Pixels = Annotated[int, Field(ge=1)]
 Length = Pixels | Part
-Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
@@ -49,7 +66,7 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     stride: Length | tuple[Length, Length] = Field(
         default=0.035, description="Distance of positions, down and across, given as the size is."
     )
-    value: Literal["mean"] | tuple[Level, Level, Level] = Field(
+    value: Colour = Field(
         default="mean",
         description="Colour of the occluder: mean, which the network sees as zero, or [R, G, B].",
     )
@@ -60,13 +77,6 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         default=(), description="Further features of the layer to watch beside the strongest."
     )
 
-    @field_validator("features")
-    @classmethod
-    def _each_once(cls, features: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(features)) < len(features):
-            raise ValueError("name each feature once")
-        return features
-
     classify: bool = Field(
         default=True, description="Also the classes; without, nothing above the layer is computed."
     )
@@ -74,22 +84,36 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         default=512, ge=16, description="Memory for the changes of a block of positions, in MiB."
     )
 
+    @field_validator("features")
+    @classmethod
+    def _each_once(cls, features: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(features)) < len(features):
+            raise ValueError("name each feature once")
+        return features
+
 
 def passes(options: Options) -> tuple[Pass, ...]:
     """One pass, over images and ranges of positions."""
     sweep = Occlusion(options)
-    tables = (POSITIONS, IMAGES, *((FEATURES,) if options.features else ()))
     return (
         Pass(
             "occlusion",
             sweep.plan,
             sweep.run,
             sweep.publish,
-            tables,
+            sweep.tables,
             check=sweep.check,
             needs=("scan",),
         ),
     )
+
+
+class _Ready(NamedTuple):
+    """What takes time to make for a network: `deconvnet` is None where it cannot be passed."""
+
+    network: Network
+    occluder: Occluder
+    deconvnet: Deconvnet | None
 
 
 class Occlusion:
@@ -97,7 +121,9 @@ class Occlusion:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._ready: tuple[Network, Occluder] | None = None
+        further_ = (FEATURES,) if options.features else ()
+        self.tables = (POSITIONS, IMAGES, *further_, PROJECTIONS)
+        self._made: _Ready | None = None
 
     def check(self, view: View) -> None:
         """Raises UsageError for an unknown layer or feature, or an occluder beyond the image."""
@@ -120,6 +146,10 @@ class Occlusion:
         _, why = occluder(view.network, layer, places, torch.zeros(3), self.options.classify, 1)
         if why is not None:
             view.tell(f"occlusion runs the whole network on every occluded image: {why}")
+            return  # what is in the way above is most often in the way below too
+        _, why = _deconvnet(view.network, layer)
+        if why is not None:
+            view.tell(f"occlusion cannot project the strongest units back to pixels: {why}")
 
     def plan(self, view: View) -> Sequence[Task]:
         """A few images a task, or a part of the positions of one image where these are many."""
@@ -140,7 +170,7 @@ class Occlusion:
 
     def run(self, context: Context, task: Task) -> Output:
         """Move the occluder over the images of one task."""
-        kept: dict[Table, list[Columns]] = {POSITIONS: [], IMAGES: [], FEATURES: []}
+        kept: dict[Table, list[Columns]] = {table: [] for table in NAMES}
         rows: tuple[int, int] = tuple(task.payload["rows"])
         for batch in all_batches(context, task):
             normalised = context.network.normalise(batch.pixels)
@@ -151,15 +181,15 @@ class Occlusion:
                     continue
                 for table, parts in found.items():
                     kept[table].extend(parts)
-        return Output({NAMES[table]: stack(parts, table) for table, parts in kept.items()})
+        return Output({NAMES[table]: stack(table.columns, parts) for table, parts in kept.items()})
 
     def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
         """The rows of all tasks, without copies of an image."""
         done = view.done("occlusion")
         incomplete = _incomplete((t.payload["rows"][0], done[t.id]("images")) for t in tasks)
-        for table in (POSITIONS, IMAGES, *((FEATURES,) if self.options.features else ())):
+        for table in self.tables:
             # Each part of an image says what the whole is like: one of them is enough.
-            chosen = [t for t in tasks if table is not IMAGES or t.payload["rows"][0] == 0]
+            chosen = [t for t in tasks if table not in ONCE or t.payload["rows"][0] == 0]
             parts = ((t.payload["rows"][0], done[t.id](NAMES[table])) for t in chosen)
             for rows in once(parts):
                 yield table, _less(rows, incomplete)
@@ -168,39 +198,56 @@ class Occlusion:
         self, network: Network, image: Image, normalised: torch.Tensor, rows: tuple[int, int]
     ) -> dict[Table, Sequence[Columns]] | None:
         """Rows of all tables for one image; None if what the network gives is not finite."""
-        moving = self._moving(network)
-        before = moving.look(normalised)
+        ready = self._ready(network)
+        before = ready.occluder.look(normalised)
         if not before.finite:
             return None
         target = _target(image, before)
-        features = (before.strongest[0], *self.options.features)
-        found = sense(moving, features, target or 0, rows)
+        watched = self.options.features
+        features = (before.strongest[0], *watched)
+        found = sense(ready.occluder, features, target or 0, rows)
         if not found.finite:
             return None
-        totals = dict(zip(self.options.features, before.totals(self.options.features), strict=True))
+        totals = dict(zip(watched, before.totals(watched), strict=True))
+        places = ready.occluder.places
+        facts = self._facts(network, image, before, target)
+        given: dict[Table, Sequence[Columns]] = {
+            POSITIONS: [positions(image, places, rows, found)],
+            IMAGES: [columns(IMAGES.columns, [facts])],
+            FEATURES: further(image, places, rows, found, totals),
+        }
+        if ready.deconvnet is not None and rows[0] == 0:
+            unit, activation = before.strongest, float(before.maps[before.strongest])
+            seen = project(network, ready.deconvnet, normalised, unit, activation)
+            named = (image.id, image.key, self._layer(network).name, unit[0], seen.y0, seen.x0)
+            row = (*named, *seen.pixels.shape[:2], seen.pixels.ravel())
+            given[PROJECTIONS] = [columns(PROJECTIONS.columns, [row])]
+        return given
+
+    def _facts(
+        self, network: Network, image: Image, before: Untouched, target: int | None
+    ) -> list[Any]:
+        """A row of `occlusion_images`."""
         layer, crop = self._layer(network), network.preprocessing.crop
+        moving = self._ready(network).occluder
         known = _untouched(before, target) | _box(network, layer, before) | {"layer": layer.name}
         known |= {"image_id": image.id, "key": image.key, "label": image.label}
         known |= dict(zip(("height", "width"), self._size(crop), strict=True))
         known |= dict(zip(("stride_y", "stride_x"), self._stride(crop), strict=True))
-        places = moving.places
-        known |= {"rows": len(places.rows), "columns": len(places.columns)}
-        return {
-            POSITIONS: [positions(image, places, rows, found)],
-            IMAGES: [one(known | {"method": moving.method})],
-            FEATURES: further(image, places, rows, found, totals),
-        }
+        known |= {"rows": len(moving.places.rows), "columns": len(moving.places.columns)}
+        known |= {"method": moving.method}
+        return [known[column.name] for column in IMAGES.columns]
 
-    def _moving(self, network: Network) -> Occluder:
-        """The occluder for a network, made once: it lays out all weights anew."""
-        if self._ready is None or self._ready[0] is not network:
+    def _ready(self, network: Network) -> _Ready:
+        """What is made once for a network: it lays out all weights anew."""
+        if self._made is None or self._made.network is not network:
             options = self.options
             value = colour(network, options.value)
             layer, places = self._layer(network), self._grid(network)
             memory = options.memory << 20
             moving, _ = occluder(network, layer, places, value, options.classify, memory)
-            self._ready = network, moving
-        return self._ready[1]
+            self._made = _Ready(network, moving, _deconvnet(network, layer)[0])
+        return self._made
 
     def _layer(self, network: Network) -> Layer:
         name = self.options.layer
@@ -227,6 +274,14 @@ def _pixels(
         for length, whole in zip(pair, crop, strict=True)
     )
     return height, width
+
+
+def _deconvnet(network: Network, layer: Layer) -> tuple[Deconvnet | None, str | None]:
+    """The deconvnet of a layer, or why there is none."""
+    try:
+        return Deconvnet.of(network, layer), None
+    except UnsupportedOperation as error:
+        return None, str(error)
 
 
 def _target(image: Image, before: Untouched) -> int | None:

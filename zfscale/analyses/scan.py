@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from zfscale.analyses import Context, Output, Pass, View, _switches
+from zfscale.analyses._options import Names
 from zfscale.analyses._predictions import join, no_predictions, predict
 from zfscale.analyses._tables import FEATURES, IMAGES, WINNERS
 from zfscale.convnet.network import Layer, Network
@@ -28,23 +29,10 @@ from zfscale.records import Columns, Reason, Status, Table, Task
 class Options(BaseModel, frozen=True, extra="forbid"):
     """Options of `scan` in a job file."""
 
-    layers: tuple[str, ...] | None = Field(
+    layers: Names = Field(
         default=None,
         description="Module names; left out, every convolution after its rectification.",
     )
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _one_or_many(cls, names: Any) -> Any:
-        return (names,) if isinstance(names, str) else names
-
-    @field_validator("layers")
-    @classmethod
-    def _each_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if names is not None and (not names or len(set(names)) < len(names)):
-            raise ValueError("name at least one layer, and each layer once")
-        return names
-
     top_k: int = Field(default=9, ge=1, le=1000, description="Images kept for every feature.")
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import zfscale
+from zfscale import analyses
 from zfscale.cluster.session import ray_module
 from zfscale.errors import UsageError
 from zfscale.job import Job, parse
@@ -223,7 +224,10 @@ def _has_token(environment: Mapping[str, str]) -> bool:
 def _check_paths(job: Job, place: str) -> None:
     weights = job.weights if job.weights and not job.weights.startswith("seed:") else None
     named = [("run", job.run), ("weights", weights), ("classes", job.classes)]
-    for key, value in [*named, *(("images", each) for each in job.images)]:
+    named += [("images", each) for each in job.images]
+    for name, given in job.analyses.items():
+        named += [(f"analyses.{name}.{key}", at) for key, at in analyses.files(name, given).items()]
+    for key, value in named:
         if value and "://" not in value and not Path(value).is_absolute():
             raise UsageError(
                 f"{place}: {key}: {value} is relative to this directory, which the cluster does "

@@ -164,8 +164,8 @@ class Network:
         """The graph. Raises UnsupportedOperation where there is none."""
         if self.graph is None:
             raise UnsupportedOperation(
-                f"model {self.name} can be observed but not deconvolved, for it cannot be traced: "
-                f"{self.untraceable}"
+                f"model {self.name} can be observed, but not followed operation by operation, for "
+                f"it cannot be traced: {self.untraceable}"
             )
         return self.graph
 

@@ -1,5 +1,5 @@
-"""What occlusion found, image by image, from the tables `occlusion_images`, `occlusion` and
-`occlusion_features`.
+"""What occlusion found, image by image, from the tables `occlusion_images`, `occlusion`,
+`occlusion_features` and `occlusion_projections`.
 
 They are read once, side by side, batch by batch: what is held does not grow with the number of
 images as long as all have them in the same order, as a job writes them. Knows no HTML.
@@ -23,6 +23,7 @@ Grid = NDArray[np.float64]
 Numbers = Mapping[str, NDArray[np.float64]]
 
 FACTS, POSITIONS, FEATURES = "occlusion_images", "occlusion", "occlusion_features"
+PROJECTIONS = "occlusion_projections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +72,30 @@ class Further:
 
 
 @dataclass(frozen=True)
+class Projected:
+    """The strongest unit projected down to the image: `pixels` (height, width, 3) float32, from
+    (x, y) on in pixels of the network's input.
+    """
+
+    x: int
+    y: int
+    pixels: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Maps:
     """The same image under the occluder: (rows, columns) float64, NaN where no row was stored.
 
     `activation` is the total activation of the strongest map, `probability` that of the target,
     `predicted` the most probable class (a whole number); `further` are other features.
+    `projection` is None where the network cannot be deconvolved.
     """
 
     activation: Grid
     probability: Grid
     predicted: Grid
     further: Mapping[int, Further]
+    projection: Projected | None
 
 
 def facts(results: Results) -> Iterator[Occluded]:
@@ -99,6 +113,14 @@ def watched(results: Results) -> int:
     return round(rows / max(1, places))
 
 
+def projected(results: Results) -> int:
+    """In how many images the strongest unit was projected down to pixels."""
+    if PROJECTIONS not in results.tables:
+        return 0
+    rows: int = results.dataset(PROJECTIONS).count_rows()
+    return rows
+
+
 def maps(results: Results) -> Iterator[tuple[Occluded, Maps]]:
     """The images in the order of their table, each with its maps."""
     names = ("activation", "probability", "predicted")
@@ -106,12 +128,29 @@ def maps(results: Results) -> Iterator[tuple[Occluded, Maps]]:
     count = watched(results)
     columns = ("feature", "y", "x", "activation", "unoccluded")
     features = _Rows(results, FEATURES, columns) if count else None
+    projections = _projections(results)
+    ahead = next(projections, None)
     for fact in facts(results):
+        projection = None
+        if ahead is not None and ahead[0] == fact.id:
+            projection, ahead = ahead[1], next(projections, None)
         places = fact.grid[0] * fact.grid[1]
         found = positions.take(fact.id, places)
         further = {} if features is None else _further(fact, features.take(fact.id, places * count))
         activation, probability, predicted = (_grid(fact, found, name) for name in names)
-        yield fact, Maps(activation, probability, predicted, further)
+        yield fact, Maps(activation, probability, predicted, further, projection)
+
+
+def _projections(results: Results) -> Iterator[tuple[str, Projected]]:
+    """Image and projection, in the order of `occlusion_images`; a few are held at a time."""
+    if PROJECTIONS not in results.tables:
+        return
+    for batch in results.dataset(PROJECTIONS).to_batches(batch_size=8):
+        for number in range(len(batch)):
+            row = {name: batch[name][number] for name in batch.schema.names}
+            y, x, height, width = (row[name].as_py() for name in ("y0", "x0", "height", "width"))
+            values = row["projection"].values.to_numpy()
+            yield row["image_id"].as_py(), Projected(x, y, values.reshape(height, width, 3))
 
 
 class _Rows:

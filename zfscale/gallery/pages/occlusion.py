@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 
 from zfscale.gallery import colours, names, pictures
 from zfscale.gallery.heatmaps import ClassMap, Heat, heat
-from zfscale.gallery.occluded import FACTS, Grid, Maps, Occluded, facts, maps, watched
+from zfscale.gallery.occluded import (
+    FACTS,
+    Grid,
+    Maps,
+    Occluded,
+    facts,
+    maps,
+    projected,
+    watched,
+)
 from zfscale.gallery.output import File
 from zfscale.gallery.pages import Chapter, Page
 from zfscale.gallery.pictures import Pixels
@@ -65,8 +74,8 @@ class Shown:
         return f"occlusion/{self.item.id}.html"
 
     def file(self, what: str) -> str:
-        """A picture of it: `activation`, `activation-FEATURE`, `probability`, `classes`, `loss`;
-        or its `data`.
+        """A picture of it: `activation`, `activation-FEATURE`, `projection`, `probability`,
+        `classes`, `loss`; or its `data`.
         """
         return f"occlusion/{self.item.id}" + (".js" if what == "data" else f"-{what}.png")
 
@@ -88,7 +97,7 @@ def count(site: Site) -> int:
         return 0
     each = sum(4 if item.probability is None else 6 for item in facts(site.results))
     each += watched(site.results) * sum(1 for _ in facts(site.results))
-    return each + _index_pages(site)
+    return each + projected(site.results) + _index_pages(site)
 
 
 def chapter(site: Site) -> Chapter | None:
@@ -143,6 +152,8 @@ def _image_page(site: Site, image: Shown, found: Maps, links: Mapping[str, Any])
     # From zero, so that maps of several images can be compared.
     span, grid = heats["activation" if image.probability is None else "probability"]
     drawn["loss"] = colours.heat(grid, min(0.0, span.low), span.high)
+    if found.projection is not None:
+        drawn["projection"] = pictures.to_grey(found.projection.pixels)
     data: dict[str, Any] = {"cover": item.cover, "stride": item.stride, "grid": item.grid}
     data["values"] = {what: _texts(span, grid) for what, (span, grid) in heats.items()}
     values: dict[str, Any] = {
@@ -151,6 +162,7 @@ def _image_page(site: Site, image: Shown, found: Maps, links: Mapping[str, Any])
         "predicted": class_name(site.results.classes, item.predicted),
         "target": class_name(site.results.classes, item.target),
         "further": further,
+        "projection": found.projection,
         "evidence": _evidence(site, item),
         "scale": colours.HEAT,
         "occluder": site.occluder("occlusion"),

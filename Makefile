@@ -13,7 +13,7 @@ PARTS := data/parts/parts-00000.tar
 
 demo: $(VENV)/.ready $(PARTS)
 	$(BIN)/zfscale run jobs/demo.yaml
-	$(BIN)/zfscale run jobs/explain.yaml
+	$(BIN)/zfscale run jobs/explain.yaml --set analyses.occlusion.images.sample=25
 	$(BIN)/zfscale gallery runs/demo
 	@echo "The gallery is at runs/demo/gallery/index.html: open it in a browser."
 

@@ -122,7 +122,8 @@ def test_the_module_of_a_model_travels_if_it_lies_here(
 @pytest.mark.parametrize(
     ("key", "value"),
     [("run", "runs/x"), ("weights", "net.safetensors"), ("classes", "names.json"),
-     ("images", "[/shared/a.tar, data/b.tar]")],
+     ("images", "[/shared/a.tar, data/b.tar]"),
+     ("analyses.correspondence.parts", "boxes.csv")],
 )  # fmt: skip
 def test_paths_that_mean_nothing_on_the_cluster_are_refused(key: str, value: str) -> None:
     client = FakeClient()

@@ -175,8 +175,7 @@ def test_copies_count_once(images: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("a", "b"):
         (folder / f"{name}.tar").write_bytes(min(images.glob("*.tar")).read_bytes())
-    counts = counts_of(carry_out(tmp_path / "run", folder))
-    assert counts.images == counts.ok + counts.duplicate == 14
+    assert counts_of(carry_out(tmp_path / "run", folder)) == Counts(7, 7)
     results = zfscale.open(str(tmp_path / "run"))
     assert len(results.occlusion_images) == 7
     assert not results.occlusion.duplicated(["image_id", "y", "x"]).any()
@@ -288,23 +287,44 @@ def test_without_classes_nothing_above_the_layer_is_there(images: Path, tmp_path
     assert "occlusion_features" not in results.tables
 
 
-def test_an_image_that_is_gone_stops_the_sweep(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chosen", ["all", {"sample": 11}])
+def test_an_image_that_is_gone_stops_the_sweep(images: Path, tmp_path: Path, chosen) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for tar in images.glob("*.tar"):
         (folder / tar.name).write_bytes(tar.read_bytes())
     carry_out(tmp_path / "run", folder, analyses={"scan": {"layers": ["conv5"]}})
     (folder / "parts-00001.tar").unlink()
-    second = {"run": str(tmp_path / "run"), "analyses": {"occlusion": {"images": {"sample": 11}}}}
-    with pytest.raises(IntegrityError, match="4 images can no longer be read"):
+    second = {"run": str(tmp_path / "run"), "analyses": {"occlusion": {"images": chosen}}}
+    with pytest.raises(IntegrityError, match=r"00000\d in .* can no longer be read as scanned"):
         driver.run(resolve.resolve(job.Job.model_validate(second)), Serial, lambda event: None)
+
+
+def test_all_images_are_those_that_the_scan_has_accepted(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    first, second = sorted(images.glob("*.tar"))
+    (folder / "a.tar").write_bytes(first.read_bytes())
+    carry_out(tmp_path / "run", folder, analyses={"scan": {"layers": ["conv5"]}})
+    (folder / "b.tar").write_bytes(second.read_bytes())  # too late
+    sweep = {"occlusion": {"images": "all", "size": 0.6, "stride": 0.5}}
+    spec = {"run": str(tmp_path / "run"), "analyses": sweep}
+    driver.run(resolve.resolve(job.Job.model_validate(spec)), Serial, lambda event: None)
+    results = zfscale.open(str(tmp_path / "run"))
+    assert sorted(results.occlusion_images["image_id"]) == sorted(results.images["id"])
+
+
+def test_tasks_of_a_small_network_are_small(images: Path, tmp_path: Path) -> None:
+    """A position costs it a millisecond or two, whatever its multiply-adds say."""
+    told = carry_out(tmp_path / "run", images, options={"stride": 0.04, "features": []})
+    assert tasks_of(told) == 2  # of six images, some 3,000 positions
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 112}, "112 pixels high covers the whole input of 112"),
-        ({"size": [20, 300]}, "300 pixels wide"),
+        ({"size": 112}, "112 x 112 pixels covers the whole input of 112 x 112"),
+        ({"size": [120, 300]}, "120 x 300 pixels"),
         ({"layer": "conv9"}, "conv9"),
         ({"features": [64]}, "conv5 has no feature 64; it has 0 to 63"),
         ({"images": {"keys": ["nobody"]}}, "'nobody'"),
@@ -322,14 +342,27 @@ def test_mistakes_are_named(images: Path, tmp_path: Path, options, message: str)
         {"features": [3, 3]},
         {"size": 0},
         {"size": 1.5},
+        {"size": 1.0},
+        {"size": True},
+        {"images": {"keys": [12]}},
+        {"images": {"some": 12}},
         {"stride": -1},
         {"value": "grey"},
         {"value": [1, 2]},
     ],
 )
 def test_options_out_of_range_are_refused(given) -> None:
-    with pytest.raises(UsageError, match=rf"analyses\.occlusion\.{next(iter(given))}"):
+    key = next(iter(given))
+    with pytest.raises(UsageError, match=rf"analyses\.occlusion\.{key}") as caught:
         analyses.options("occlusion", given)
+    assert "sample" not in str(caught.value) or given["images"] == {"some": 12}
+
+
+def test_a_bar_across_the_whole_image_may_move_down(images: Path, tmp_path: Path) -> None:
+    given = {"size": [32, SIDE], "stride": [40, SIDE], "images": {"sample": 1}, "features": []}
+    carry_out(tmp_path / "run", images, options=given)
+    row = zfscale.open(str(tmp_path / "run")).occlusion_images.iloc[0]
+    assert (row["rows"], row["columns"]) == (len(starts(32, 40)), 1)
 
 
 def test_an_image_that_fails_at_some_positions_is_left_out_whole() -> None:

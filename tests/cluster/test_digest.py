@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from zfscale import driver, job, resolve
+from zfscale.analyses import occlusion
 from zfscale.cluster.pool import RayPool
 from zfscale.datasets import parts
+from zfscale.events import Event, StageBegun
 from zfscale.records import File
 from zfscale.stores import manifest
 from zfscale.stores.digest import digest
@@ -30,19 +32,27 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(run: Path, shards: Path, executor) -> tuple[str, dict[str, File]]:
-    """The digest of the results and the final files, byte by byte."""
+    """The digest of the results and the final files, byte by byte.
+
+    Every image of the occlusion is a task, so that several workers have something to do.
+    """
     spec = {"run": str(run), "model": "zfscale:zfnet-mini", "weights": "seed:0", "batch": 8}
     some = {"images": {"sample": 12}}
     explained = {"occlusion": some | {"size": 40, "stride": 30}, "invariance": some | FEW}
     analysed = {"scan": {"top_k": 3}, "deconvolve": {}, **explained}
     spec |= {"images": str(shards), "analyses": analysed | {"correspondence": some | {"draws": 1}}}
-    driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, lambda event: None)
+    told: list[Event] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(occlusion, "WORK", 1e10)
+        driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, told.append)
+    tasks = {event.stage: event.tasks for event in told if isinstance(event, StageBegun)}
+    assert tasks["occlusion"] == 12
     storage = open_storage(str(run))
     state = manifest.load(storage)
     final = {f.path: f for f in state.files() if not f.path.startswith("segments/")}
     assert {path.partition("/")[0] for path in final} == {
         *("images", "features", "winners", "switches.zarr", "projections.zarr"),
-        *("occlusion", "occlusion_images", "invariance"),
+        *("occlusion", "occlusion_images", "occlusion_projections", "invariance"),
         *("correspondence", "correspondence_images"),
     }
     return digest(storage), final

@@ -7,16 +7,15 @@ images, or a part of what is to be done with one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from zfscale.analyses import Batch, Context, View
 from zfscale.analyses._tables import WINNERS
 from zfscale.errors import IntegrityError, UsageError
-from zfscale.records import Columns, Image, ImageList, ImageRange, Task
+from zfscale.records import Image, ImageList, Task
 
 
 class Sample(BaseModel, frozen=True, extra="forbid"):
@@ -29,7 +28,10 @@ class Sample(BaseModel, frozen=True, extra="forbid"):
 class Keys(BaseModel, frozen=True, extra="forbid"):
     """Images by name."""
 
-    keys: tuple[str, ...] = Field(min_length=1, description="Keys, as in the table `images`.")
+    keys: tuple[str, ...] = Field(
+        min_length=1,
+        description="Keys, as in the table `images`; in quotes if they look like numbers.",
+    )
 
 
 class WinnersOf(BaseModel, frozen=True, extra="forbid"):
@@ -38,7 +40,32 @@ class WinnersOf(BaseModel, frozen=True, extra="forbid"):
     winners: tuple[str, ...] = Field(min_length=1, description="Names of scanned layers.")
 
 
-Choice = Sample | Keys | WinnersOf | Literal["winners", "all"]
+def _form(given: Any) -> str | None:
+    """Which form is meant, so that an error is about that one."""
+    match given:
+        case Sample() | {"sample": _}:
+            return "sample"
+        case Keys() | {"keys": _}:
+            return "keys"
+        case WinnersOf() | {"winners": _}:
+            return "winners of"
+        case "winners" | "all":
+            return "word"
+    return None
+
+
+Choice = Annotated[
+    Annotated[Sample, Tag("sample")]
+    | Annotated[Keys, Tag("keys")]
+    | Annotated[WinnersOf, Tag("winners of")]
+    | Annotated[Literal["winners", "all"], Tag("word")],
+    Discriminator(
+        _form,
+        custom_error_type="images",
+        custom_error_message="expected {sample: N, seed: S}, {keys: [KEY, ...]}, winners, "
+        "{winners: [LAYER, ...]}, or all",
+    ),
+]
 DEFAULT = Sample(sample=100)
 DESCRIPTION = (
     "Which images: {sample: N, seed: S}, {keys: [KEY, ...]}, winners (of all layers), "
@@ -46,24 +73,17 @@ DESCRIPTION = (
 )
 
 
-def groups(view: View, choice: Choice, size: int) -> list[ImageRange | ImageList]:
-    """The chosen images in the order of the collection, at most `size` in a group.
-
-    A copy of an image may come in two groups of `all`: see `once`.
-    """
-    if choice == "all":
-        return [
-            ImageRange(whole.shard, start, min(start + size, whole.stop), whole.skip)
-            for whole in view.ranges
-            for start in range(whole.start, whole.stop, size)
-        ]
+def groups(view: View, choice: Choice, size: int) -> list[ImageList]:
+    """The chosen images in the order of the collection, at most `size` in a group."""
     images = chosen(view, choice)
     return [ImageList(tuple(images[at : at + size])) for at in range(0, len(images), size)]
 
 
 def chosen(view: View, choice: Choice) -> Sequence[Image]:
-    """The images of a choice other than `all`, one by one."""
+    """The images of a choice, in the order of the collection: such as the scan has accepted."""
     match choice:
+        case "all":
+            return view.sample(sum(each.stop - each.start for each in view.ranges), seed=0)
         case Sample(sample=count, seed=seed):
             return view.sample(count, seed)
         case Keys(keys=keys):
@@ -94,21 +114,8 @@ def all_batches(context: Context, task: Task) -> Iterator[Batch]:
     if isinstance(task.images, ImageList):
         missing = [image for image in task.images.images if image.id not in seen]
         if missing:
+            others = f" and {len(missing) - 1} other images" if len(missing) > 1 else ""
             raise IntegrityError(
-                f"{len(missing)} images can no longer be read as they were scanned, e.g. "
-                f"{missing[0].key} in {missing[0].ref.uri}: restore them, or scan into a new run"
+                f"{missing[0].key} in {missing[0].ref.uri}{others} can no longer be read as "
+                "scanned: restore what was there, or scan into a new run"
             )
-
-
-def once(parts: Iterator[tuple[Any, Columns]]) -> Iterator[Columns]:
-    """Rows of tasks without those of images that an earlier task had.
-
-    Each part comes with what tells apart tasks of one image (a range of positions, or None).
-    """
-    seen: dict[Any, set[str]] = {}
-    for which, rows in parts:
-        known = seen.setdefault(which, set())
-        ids: NDArray[Any] = rows["image_id"]
-        new = np.array([id_ not in known for id_ in ids.tolist()], bool)
-        known.update(ids.tolist())
-        yield {name: values[new] for name, values in rows.items()}

@@ -119,7 +119,7 @@ class Correspondence:
         Where no image says where its parts are, there is nothing to do, and the run is told so.
         Raises UsageError where a file or a choice of parts was given and none of it can be used.
         """
-        images = _images(view, self.options.images)
+        images = chosen(view, self.options.images)
         known = view.parts(images, self.options.parts)
         found = located(images, known, self.options.only, view.network.preprocessing)
         if not found and self.options.parts is None and self.options.only is None:
@@ -224,12 +224,6 @@ class Correspondence:
             draws = range(self.options.draws)
             found += [part, *(drawn(part, image.id, at, self.options.seed, crop) for at in draws)]
         return found
-
-
-def _images(view: View, choice: Choice) -> Sequence[Image]:
-    if choice == "all":
-        return view.sample(sum(each.stop - each.start for each in view.ranges), seed=0)
-    return chosen(view, choice)
 
 
 def _task(found: Sequence[tuple[Image, Sequence[Occluder]]]) -> Task:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from zfscale.analyses import Context, Output, Pass, View, _amounts
 from zfscale.analyses._amounts import Amounts, Shifts, Steps
-from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups, once
+from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups
 from zfscale.analyses._options import Names
 from zfscale.convnet.defaults import first_layer, last_convolution, last_hidden
 from zfscale.convnet.network import Layer, Network
@@ -144,10 +144,10 @@ class Invariance:
         return Output({"invariance": stacked})
 
     def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
-        """The rows as they are, those of each image once."""
+        """The rows as they are."""
         done = view.done("invariance")
-        for rows in once((None, done[task.id]("invariance")) for task in tasks):
-            yield INVARIANCE, rows
+        for task in tasks:
+            yield INVARIANCE, done[task.id]("invariance")
 
     def _layers(self, network: Network) -> tuple[Layer, ...]:
         """The layers that are named, or the first and the last hidden one.

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, field_validator
 from torch.utils.flop_counter import FlopCounterMode
 
 from zfscale.analyses import Context, Output, Pass, View
-from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups, once
+from zfscale.analyses._images import DEFAULT, DESCRIPTION, Choice, all_batches, groups
 from zfscale.analyses._occlusion import (
     FEATURES,
     IMAGES,
@@ -39,6 +39,8 @@ from zfscale.records import Columns, Image, Reason, Table, Task
 
 WORK = 5e12
 """Multiply-adds in a task, about, if the network were run on each occluded image: ten seconds."""
+LEAST_WORK = 1.5e9
+"""What a position costs at least, given as multiply-adds: a small network does no better."""
 NAMES = {
     POSITIONS: "positions",
     IMAGES: "images",
@@ -50,7 +52,7 @@ ONCE = IMAGES, PROJECTIONS
 """Tables that say what an image is like without an occluder."""
 
 Part = Annotated[float, Field(gt=0, lt=1)]
-Pixels = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(strict=True, ge=1)]
 Length = Pixels | Part
 
 
@@ -135,13 +137,12 @@ class Occlusion:
                 f"0 to {layer.channels - 1}"
             )
         crop = view.network.preprocessing.crop
-        for name, length, whole in zip(("high", "wide"), self._size(crop), crop, strict=True):
-            if length >= whole:
-                raise UsageError(
-                    f"analyses.occlusion.size: an occluder {length} pixels {name} covers the whole "
-                    f"input of {whole}; take a smaller one"
-                )
-        self._stride(crop)
+        height, width = self._size(crop)
+        if height >= crop[0] and width >= crop[1]:
+            raise UsageError(
+                f"analyses.occlusion.size: an occluder of {height} x {width} pixels covers the "
+                f"whole input of {crop[0]} x {crop[1]}; take a smaller one"
+            )
         places = self._grid(view.network)
         _, why = occluder(view.network, layer, places, torch.zeros(3), self.options.classify, 1)
         if why is not None:
@@ -154,7 +155,8 @@ class Occlusion:
     def plan(self, view: View) -> Sequence[Task]:
         """A few images a task, or a part of the positions of one image where these are many."""
         places = self._grid(view.network)
-        work = _multiply_adds(view.network) * len(places.rows) * len(places.columns)
+        each = max(LEAST_WORK, _multiply_adds(view.network))
+        work = each * len(places.rows) * len(places.columns)
         parts = min(len(places.rows), max(1, math.ceil(work / (4 * WORK))))
         step = math.ceil(len(places.rows) / parts)
         rows = [
@@ -184,15 +186,14 @@ class Occlusion:
         return Output({NAMES[table]: stack(table.columns, parts) for table, parts in kept.items()})
 
     def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
-        """The rows of all tasks, without copies of an image."""
+        """The rows of all tasks."""
         done = view.done("occlusion")
         incomplete = _incomplete((t.payload["rows"][0], done[t.id]("images")) for t in tasks)
         for table in self.tables:
             # Each part of an image says what the whole is like: one of them is enough.
             chosen = [t for t in tasks if table not in ONCE or t.payload["rows"][0] == 0]
-            parts = ((t.payload["rows"][0], done[t.id](NAMES[table])) for t in chosen)
-            for rows in once(parts):
-                yield table, _less(rows, incomplete)
+            for task in chosen:
+                yield table, _less(done[task.id](NAMES[table]), incomplete)
 
     def _one(
         self, network: Network, image: Image, normalised: torch.Tensor, rows: tuple[int, int]

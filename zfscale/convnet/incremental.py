@@ -84,7 +84,7 @@ class Incremental:
             if isinstance(nodes[name].operation, ops.MaxPool | ops.Normalisation):
                 remembered.add(name)
         pairs = [(name, name) for name in self.order if name in remembered - {self.graph.input}]
-        self._program = instrument.program(network.module, self.graph, pairs, ())
+        self._program = instrument.program(network.module, self.graph, pairs, (), whole=False)
 
     @torch.inference_mode()
     def remember(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -185,9 +185,14 @@ class Sweep:
         self._scatter = {name: self._is_scattered(name) for name in engine._filters}
         self._uses = Counter(source for name in engine.order for source in engine.inputs[name])
         self._uses.update(engine.targets)
+        self._flattened = {
+            source
+            for name in engine.order
+            if isinstance(engine.graph.nodes[name].operation, ops.Linear | ops.Flatten)
+            for source in engine.inputs[name]
+        }
         positions = len(grid.rows) * len(grid.columns)
-        cells = {name: rows.length * columns.length for name, (rows, columns) in self.spans.items()}
-        largest = max(cells[name] * engine.map_of(name)[0] for name in cells)
+        largest = max(self._numbers(name) for name in self.spans)
         each = max(1, 6 * 4 * largest // positions)
         self.side = max(1, min(LARGEST_SIDE, math.isqrt(memory // each)))
 
@@ -258,6 +263,14 @@ class Sweep:
             case _:
                 values = change.values
         return values
+
+    def _numbers(self, name: str) -> int:
+        """What the change of a node holds at all positions; a flattened one the whole map."""
+        channels, height, width = self.engine.map_of(name)
+        if name in self._flattened:
+            return height * width * channels * len(self.grid.rows) * len(self.grid.columns)
+        rows, columns = self.spans[name]
+        return rows.length * columns.length * channels
 
     def _is_scattered(self, name: str) -> bool:
         """Which way to apply the filters takes less time."""

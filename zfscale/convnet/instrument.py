@@ -22,12 +22,17 @@ Show = Callable[[str, torch.Tensor], None]
 
 
 def program(
-    module: nn.Module, graph: Graph, layers: Sequence[tuple[str, str]], pools: Sequence[str]
+    module: nn.Module,
+    graph: Graph,
+    layers: Sequence[tuple[str, str]],
+    pools: Sequence[str],
+    whole: bool = True,
 ) -> fx.GraphModule:
     """The traced `module` with two more arguments, `zf_visit` and `zf_visit_pool`.
 
     `layers` are pairs (name to show, node); `pools` are nodes whose switches are shown. A node
-    is shown before any later operation can overwrite it.
+    is shown before any later operation can overwrite it. If not `whole`, the program ends with
+    the last of these and gives nothing else.
     """
     names = defaultdict(list)
     for name, node in layers:
@@ -36,17 +41,22 @@ def program(
     watched = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     visitors: list[fx.Node] = []
+    left = {*names, *pooled}
     for node in graph.program.nodes:
         if node.op != "placeholder" and not visitors:
             arguments = ("zf_visit", "zf_visit_pool")
             visitors = [watched.placeholder(name, default_value=None) for name in arguments]
         copies[node] = watched.node_copy(node, copies.__getitem__)
-        for name in names[node]:
+        for name in names.get(node, ()):
             watched.call_function(show, (visitors[0], name, copies[node]))
         if node in pooled:
             maps = copies[node.all_input_nodes[0]]
             how = _how(graph.nodes[pooled[node]])
             watched.call_function(show_switches, (visitors[1], pooled[node], maps, *how))
+        left.discard(node)
+        if not (whole or left):
+            watched.output(())
+            break
     result = fx.GraphModule(module, watched)
     kernels.replace(result)
     return result

@@ -29,7 +29,8 @@ def grid(extent: Range, size: Range, stride: Range) -> Grid:
     """Positions of an occluder of `size` on an image of `extent`, all (height, width).
 
     The first one lies at the top left corner; then one every `stride` pixels, until the last row
-    and column are reached. What hangs over the border is cut off.
+    and column are reached, or the next position would lie outside the image. What hangs over the
+    border is cut off.
     """
     rows, columns = (
         tuple((start, min(start + s, e)) for start in range(0, max(e - s, 0) + d, d) if start < e)

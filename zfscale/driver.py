@@ -11,7 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from zfscale.analyses import Pass
-from zfscale.errors import IntegrityError, NonFiniteActivations, TaskFailed, UsageError
+from zfscale.errors import (
+    IntegrityError,
+    NonFiniteActivations,
+    TaskFailed,
+    UnsupportedOperation,
+    UsageError,
+)
 from zfscale.events import (
     Finished,
     Level,
@@ -45,11 +51,14 @@ def run(setup: Setup, executor: Callable[[Setup], Executor], report: Report) -> 
     _tell(view, report)
     workers = _Workers(setup, executor)
     steps = passes(setup.job).values()
-    for step in steps:
-        step.check(view)  # what cannot be done is told before hours of work
     try:
         for step in steps:
+            step.check(view)  # what cannot be done is told before hours of work
+        for step in steps:
             _carry_out(step, view, workers, report)
+    except (UsageError, UnsupportedOperation):
+        view.refuse()  # a mistake in a job takes nothing away from a complete run
+        raise
     finally:
         workers.close()
     total = view.complete()
@@ -109,7 +118,11 @@ def _carry_out(step: Pass, view: RunView, workers: _Workers, report: Report) -> 
             "committed, and the same command tries these again"
         )
     view.publish(step, tasks)
-    report(StageDone(step.name, time.monotonic() - began, view.counts(tasks)))
+    counts = view.counts(tasks)
+    if counts.quarantined and not step.over_collection:
+        left_out = f"{step.name} leaves out {counts.quarantined} of {counts.images} images"
+        report(Note(f"{left_out}: what the network makes of them is not finite", Level.WARNING))
+    report(StageDone(step.name, time.monotonic() - began, counts))
 
 
 def _execute(

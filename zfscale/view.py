@@ -74,7 +74,8 @@ class RunView:
         )
         # A damaged file is as good as work that was never done.
         damage = self.ledger.verify()
-        self.notes = [*self.ledger.notes, *(f"{each}: done again" for each in damage)]
+        again = "done again, if this job has the analysis that made it"
+        self.notes = [*self.ledger.notes, *(f"{each}: {again}" for each in damage)]
         """What is to be told; the driver takes it from here."""
         self._lost = {each.task for each in damage}
         self._damaged = {each.file.path for each in damage if each.task is None}
@@ -212,6 +213,11 @@ class RunView:
         """Commit that everything the job asked for is there; the counts of the run."""
         self.ledger.commit(status=COMPLETE)
         return Counts(**self.ledger.manifest.facts.get("counts", {}))
+
+    def refuse(self) -> None:
+        """Commit that the run is as complete as it was before a job that cannot be done."""
+        if self._known is not None and self._known.status == COMPLETE:
+            self.ledger.commit(status=COMPLETE)
 
     def _write(self, step: Pass, tasks: Sequence[Task]) -> Iterator[File]:
         """Publish what a pass gives, a run of items of one table at a time."""

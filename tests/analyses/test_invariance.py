@@ -18,7 +18,7 @@ from zfscale.analyses import _amounts, invariance
 from zfscale.convnet.network import Network
 from zfscale.datasets import parts
 from zfscale.errors import UsageError
-from zfscale.events import Event, StageDone
+from zfscale.events import Event, Note, StageDone
 from zfscale.models.zfnet_mini import PREPROCESSING
 from zfscale.records import Counts, Preprocessing, image_id
 from zfscale.sources.decode import decode
@@ -37,13 +37,17 @@ MEAN = tuple(int(mean) for mean in PREPROCESSING.mean)
 KEY = ["image_id", "transform", "amount", "layer"]
 
 
-def carry_out(run: Path, images: Path, executor=Serial, **changes) -> Counts:
-    """Scan and sweep; how the images of the sweep ended."""
+def carry_out(
+    run: Path, images: Path, executor=Serial, notes: list[str] | None = None, **changes
+) -> Counts:
+    """Scan and sweep; how the images of the sweep ended. Appends what it told to `notes`."""
     given = {"images": "all", **MINI, **changes.pop("options", {})}
     spec = {"run": str(run), "model": "zfscale:zfnet-mini", "images": str(images), "batch": 8}
     spec |= {"analyses": {"scan": {"layers": ["conv1"]}, "invariance": given}, **changes}
     told: list[Event] = []
     driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, told.append)
+    if notes is not None:
+        notes += [event.text for event in told if isinstance(event, Note)]
     (done,) = [e for e in told if isinstance(e, StageDone) and e.stage == "invariance"]
     return done.counts
 
@@ -244,41 +248,47 @@ def test_tasks_are_small_and_their_batches_full(images: Path, tmp_path: Path, mo
 
 
 COLOUR = (255, 0, 255)
-"""An image of this colour alone upsets the network below."""
+
+
+class Fragile(nn.Module):
+    """Divides 0 by 0 where the corner has the colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 6, 5, stride=2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        away = (x[:, :, 0, 0] + 127.0 - torch.tensor(COLOUR)).abs().sum(1, keepdim=True)
+        known = (away > 1).float()
+        return self.head(self.conv(x).relu().mean((2, 3)) * (known / known))
 
 
 def build() -> tuple[nn.Module, Preprocessing]:
-    """A network without classes beyond two that divides 0 by 0 where it sees the colour."""
-    torch.manual_seed(0)
-    colour = torch.tensor(COLOUR) - 127.0
-    first = nn.Conv2d(3, 3, 1)
-    first.weight.data = torch.tensor([[1.0, -1, 1], [1, 0, 0], [0, 1, 0]])[:, :, None, None]
-    first.bias.data = -(first.weight.data[:, :, 0, 0] @ colour)
-    return nn.Sequential(
-        first,
-        nn.LocalResponseNorm(5, alpha=1.0, k=0.0),
-        nn.Conv2d(3, 6, 5, stride=2),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 4),
-    ), Preprocessing(resize=40, crop=(32, 32), mean=(127.0,) * 3)
+    return Fragile(), Preprocessing(resize=40, crop=(32, 32), mean=(127.0,) * 3)
 
 
 def test_an_image_that_gives_nan_is_taken_back(tmp_path: Path) -> None:
-    """Images without labels, one of which upsets the network, one broken, and a copy."""
+    """Images without labels: one upsets the network once enlarged, one is broken, one a copy."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(9):
         parts.render(seed=0, index=number).image.save(folder / f"{number}.png")
-    Image.new("RGB", (64, 64), COLOUR).save(folder / "colour.png")
+    image = Image.new("RGB", (64, 64), (90, 160, 30))
+    image.paste(COLOUR, (13, 13, 27, 27))
+    image.save(folder / "colour.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "9.png").write_bytes((folder / "0.png").read_bytes())
+    notes: list[str] = []
     counts = carry_out(
-        tmp_path / "run", folder, model=f"{__name__}:build", weights="seed:0",
+        tmp_path / "run", folder, notes=notes, model=f"{__name__}:build", weights="seed:0",
         analyses={"scan": {}, "invariance": {"images": "all"}},
     )  # fmt: skip
     assert counts == Counts(10, 9, 1, non_finite=1)  # what the scan has accepted
+    assert notes == [
+        "invariance leaves out 1 of 10 images: what the network makes of them is not finite"
+    ]
     results = zfscale.open(str(tmp_path / "run"))
     table = results.invariance
     assert table["image_id"].nunique() == 9

@@ -300,6 +300,16 @@ def test_an_image_that_is_gone_stops_the_sweep(images: Path, tmp_path: Path, cho
         driver.run(resolve.resolve(job.Job.model_validate(second)), Serial, lambda event: None)
 
 
+def test_a_refused_job_takes_nothing_away_from_a_complete_run(images: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    carry_out(tmp_path / "run", images, analyses={"scan": {"layers": ["conv5"]}})
+    for given, word in ({"layer": "conv9"}, "conv9"), ({"images": {"keys": ["x"]}}, "'x'"):
+        second = job.Job.model_validate({"run": run, "analyses": {"occlusion": given}})
+        with pytest.raises(UsageError, match=word):
+            driver.run(resolve.resolve(second), Serial, lambda event: None)
+        assert len(zfscale.open(run).images) == 11
+
+
 def test_all_images_are_those_that_the_scan_has_accepted(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

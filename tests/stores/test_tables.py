@@ -3,6 +3,7 @@
 import json
 import resource
 from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -172,3 +173,16 @@ def test_memory_of_a_stream_is_flat(directory):
     before = peak()
     tables.write_stream(directory, IMAGES, chunks(4_000_000), "r")  # 64 MB of numbers
     assert peak() - before < 32 << 10
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_file_is_told_with_a_way_out(directory, winners, damage):
+    table, rows = winners
+    paths = [file.path for file in tables.write(directory, table, rows(20), "run")]
+    path = Path(directory.url) / paths[-1]
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        path.unlink()
+    with pytest.raises(IntegrityError, match=r"table winners cannot be read.*zfscale verify"):
+        tables.dataset_of(directory, paths)

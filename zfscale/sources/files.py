@@ -67,7 +67,9 @@ def locate(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def canonical(uri: str) -> str:
     """One spelling for one place: the absolute path on the local disk, else the full URL."""
     fs, path = locate(uri)
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+    if isinstance(fs, LocalFileSystem):
+        return f"/{path.lstrip('/')}" if path.startswith("//") else path  # seen from the root
+    return str(fs.unstrip_protocol(path))
 
 
 def name(uri: str) -> str:

@@ -91,14 +91,27 @@ def open_dataset(storage: Storage, name: str) -> ds.Dataset:
 
 
 def dataset_of(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
-    """The table that some files make up, unread."""
+    """The table that some files make up: their footers are read, no rows.
+
+    Raises IntegrityError for a file that is missing or no Parquet.
+    """
     by_layer = any("/layer=" in path for path in paths)
-    return ds.dataset(
-        paths,
-        filesystem=storage.filesystem(),
-        format="parquet",
-        partitioning=PARTITIONING if by_layer else None,
-    )
+    try:
+        found = ds.dataset(
+            paths,
+            filesystem=storage.filesystem(),
+            format="parquet",
+            partitioning=PARTITIONING if by_layer else None,
+        )
+        for fragment in found.get_fragments():
+            fragment.ensure_complete_metadata()
+    except (pa.ArrowInvalid, OSError) as error:
+        name = paths[0].partition("/")[0]
+        raise IntegrityError(
+            f"{storage.url}: the table {name} cannot be read: {error}; `zfscale verify` names "
+            "each damaged file, and the job that published the table writes it again"
+        ) from error
+    return found
 
 
 def remove_stale(storage: Storage, name: str, current: Iterable[File]) -> list[str]:

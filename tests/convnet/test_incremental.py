@@ -150,7 +150,8 @@ class Branches(nn.Module):
         self.wide = nn.Conv2d(channels, 5, kernel, padding=kernel // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([functional.relu(self.narrow(x)), self.wide(x)], 1)
+        narrow = functional.relu(self.narrow(x))
+        return torch.cat([narrow, functional.max_pool2d(narrow, 3, 1, 1), self.wide(x)], 1)
 
 
 @st.composite
@@ -160,7 +161,8 @@ def bodies(draw: st.DrawFn) -> list[nn.Module]:
     parts: list[nn.Module] = []
     x = torch.zeros(1, channels, height, width)
     for number in range(draw(st.integers(2, 6))):
-        kinds = ["conv", "pool", "average", "norm", "residual", "branches", "lrn", "pointwise"]
+        kinds = ["conv", "pool", "rectified", "average", "norm", "residual", "branches", "lrn"]
+        kinds.append("pointwise")
         kind = "conv" if number == 0 else draw(st.sampled_from(kinds))
         part = draw(layers(kind, x.shape[1]))
         try:
@@ -193,6 +195,9 @@ def layers(draw: st.DrawFn, kind: str, channels: int) -> nn.Module:
         case "pool":
             padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
             return nn.MaxPool2d(kernel, stride, padding, ceil_mode=draw(st.booleans()))
+        case "rectified":
+            pool = nn.MaxPool2d(kernel, stride, ceil_mode=draw(st.booleans()))
+            return nn.Sequential(nn.ReLU(inplace=draw(st.booleans())), pool)
         case "average":
             padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
             ceil, counted = draw(st.booleans()), draw(st.booleans())

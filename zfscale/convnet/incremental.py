@@ -138,22 +138,17 @@ class Incremental:
         """What a node is computed from.
 
         A fully connected layer from the map that was flattened. A max pool of what was rectified
-        for it alone, from the map before: there is less to rectify after it.
+        from the map before: the two may change places, and there is less to rectify after it.
         """
         below = self.graph.nodes[node.inputs[0]] if node.inputs else node
         if isinstance(node.operation, ops.Linear):
             while isinstance(below.operation, ops.Same | ops.Flatten):
                 below = self.graph.nodes[below.inputs[0]]
             return (below.name,)
-        if isinstance(node.operation, ops.MaxPool) and self._is_for_one(below):
+        rectified = isinstance(below.operation, ops.Rectification)
+        if isinstance(node.operation, ops.MaxPool) and rectified:
             return below.inputs
         return node.inputs
-
-    def _is_for_one(self, node: Node) -> bool:
-        """Whether a node is a rectification that is used once."""
-        uses = sum(other.inputs.count(node.name) for other in self.graph.nodes.values())
-        rectifies = isinstance(node.operation, ops.Rectification)
-        return rectifies and uses == 1 and node.name not in self.targets
 
     def _check(self) -> None:
         for name in self.order:

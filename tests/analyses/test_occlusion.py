@@ -12,7 +12,7 @@ from torch import nn
 
 import zfscale
 from zfscale import analyses, driver, job, models, resolve, sources
-from zfscale.analyses import occlusion
+from zfscale.analyses import _occlusion, occlusion
 from zfscale.convnet.network import Network
 from zfscale.datasets import parts
 from zfscale.errors import IntegrityError, UsageError
@@ -378,11 +378,11 @@ def test_a_bar_across_the_whole_image_may_move_down(images: Path, tmp_path: Path
 def test_an_image_that_fails_at_some_positions_is_left_out_whole() -> None:
     first, second = (np.array(ids, object) for ids in (["a", "b"], ["a"]))
     parts_ = [(0, {"image_id": first}), (5, {"image_id": second})]
-    lost = occlusion._incomplete(iter(parts_))
+    lost = _occlusion.incomplete(iter(parts_))
     assert lost == {"b"}
     rows = {"image_id": first, "y": np.array([3, 4])}
-    assert occlusion._less(rows, lost)["y"].tolist() == [3]
-    assert occlusion._incomplete(iter(parts_[:1])) == set()
+    assert _occlusion.less(rows, lost)["y"].tolist() == [3]
+    assert _occlusion.incomplete(iter(parts_[:1])) == set()
 
 
 def test_work_is_that_of_every_product_also_over_tokens() -> None:

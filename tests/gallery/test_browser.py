@@ -190,7 +190,7 @@ def test_chapters_show_all_their_pictures(page: "api.Page", book: str) -> None:
         # Montages of the living features; images and maps; one image in an SVG.
         "index.html": 2 * 6 + 2 * 5 + 1,
         "occlusion/index.html": 2 * 5,
-        first: 1 + 4 + 2,  # the image, its maps, the feature's two montages
+        first: 1 + 4 + 1 + 2,  # the image, its maps, its projection, the feature's two montages
         "invariance.html": 5,
         "correspondence.html": 5,
     }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zfscale.convnet.incremental import Grid
-from zfscale.convnet.occlusion import Sensitivity
-from zfscale.records import Column, Image, Table
+from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.occlusion import Sensitivity, Untouched
+from zfscale.records import Column, Columns, Image, Table
 
 _IMAGE = (
     Column("image_id", "string", "content hash of the image"),
@@ -139,6 +140,54 @@ def further(
         }
         for number, (feature, total) in enumerate(features.items(), start=1)
     ]
+
+
+def followed(image: Image, before: Untouched) -> int | None:
+    """The true class, or the predicted one where none is known; None without logits."""
+    if before.logits is None:
+        return None
+    if image.label is not None and 0 <= image.label < len(before.logits):
+        return image.label
+    return int(before.logits.argmax())
+
+
+def untouched(before: Untouched, target: int | None) -> dict[str, Any]:
+    """What a row of `occlusion_images` says of the image without an occluder."""
+    feature, y, x = before.strongest
+    known = {"feature": feature, "y": y, "x": x, "total": float(before.totals([feature])[0])}
+    if before.logits is None or target is None:
+        return known | {"target": None, "predicted": None, "probability": None}
+    chances = before.logits.double().softmax(0)
+    seen = {"predicted": int(before.logits.argmax()), "probability": float(chances[target])}
+    return known | seen | {"target": target}
+
+
+def box(network: Network, layer: Layer, before: Untouched) -> dict[str, int | None]:
+    """The receptive field of the strongest unit, where it is known."""
+    if layer.field is None:
+        return dict.fromkeys(("y0", "x0", "y1", "x1"))
+    window = network.window(layer)
+    top, left = window.origin(*before.strongest[1:])
+    return {"y0": top, "x0": left, "y1": top + window.size[0], "x1": left + window.size[1]}
+
+
+def incomplete(parts: Iterable[tuple[int, Columns]]) -> set[str]:
+    """Images that gave NaN or Inf in some ranges of positions, but not in all."""
+    seen: dict[int, set[str]] = {}
+    for first, rows in parts:
+        seen.setdefault(first, set()).update(rows["image_id"].tolist())
+    if len(seen) < 2:
+        return set()
+    everywhere = set.intersection(*seen.values())
+    return set().union(*seen.values()) - everywhere
+
+
+def less(rows: Columns, images: set[str]) -> Columns:
+    """Rows without those of some images."""
+    if not images:
+        return rows
+    kept = np.array([id_ not in images for id_ in rows["image_id"].tolist()], bool)
+    return {name: values[kept] for name, values in rows.items()}
 
 
 def _places(image: Image, places: Grid, rows: tuple[int, int]) -> dict[str, NDArray[Any]]:

@@ -8,10 +8,9 @@ probability of the true class and the most probable class are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import BaseModel, Field, field_validator
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,8 +22,13 @@ from zfscale.analyses._occlusion import (
     IMAGES,
     POSITIONS,
     PROJECTIONS,
+    box,
+    followed,
     further,
+    incomplete,
+    less,
     positions,
+    untouched,
 )
 from zfscale.analyses._options import Colour
 from zfscale.analyses._rows import columns, stack
@@ -188,12 +192,12 @@ class Occlusion:
     def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
         """The rows of all tasks."""
         done = view.done("occlusion")
-        incomplete = _incomplete((t.payload["rows"][0], done[t.id]("images")) for t in tasks)
+        lost = incomplete((t.payload["rows"][0], done[t.id]("images")) for t in tasks)
         for table in self.tables:
             # Each part of an image says what the whole is like: one of them is enough.
             chosen = [t for t in tasks if table not in ONCE or t.payload["rows"][0] == 0]
             for task in chosen:
-                yield table, _less(done[task.id](NAMES[table]), incomplete)
+                yield table, less(done[task.id](NAMES[table]), lost)
 
     def _one(
         self, network: Network, image: Image, normalised: torch.Tensor, rows: tuple[int, int]
@@ -203,7 +207,7 @@ class Occlusion:
         before = ready.occluder.look(normalised)
         if not before.finite:
             return None
-        target = _target(image, before)
+        target = followed(image, before)
         watched = self.options.features
         features = (before.strongest[0], *watched)
         found = sense(ready.occluder, features, target or 0, rows)
@@ -231,7 +235,7 @@ class Occlusion:
         """A row of `occlusion_images`."""
         layer, crop = self._layer(network), network.preprocessing.crop
         moving = self._ready(network).occluder
-        known = _untouched(before, target) | _box(network, layer, before) | {"layer": layer.name}
+        known = untouched(before, target) | box(network, layer, before) | {"layer": layer.name}
         known |= {"image_id": image.id, "key": image.key, "label": image.label}
         known |= dict(zip(("height", "width"), self._size(crop), strict=True))
         known |= dict(zip(("stride_y", "stride_x"), self._stride(crop), strict=True))
@@ -285,56 +289,9 @@ def _deconvnet(network: Network, layer: Layer) -> tuple[Deconvnet | None, str | 
         return None, str(error)
 
 
-def _target(image: Image, before: Untouched) -> int | None:
-    """The true class, or the predicted one where none is known; None without logits."""
-    if before.logits is None:
-        return None
-    if image.label is not None and 0 <= image.label < len(before.logits):
-        return image.label
-    return int(before.logits.argmax())
-
-
-def _untouched(before: Untouched, target: int | None) -> dict[str, Any]:
-    feature, y, x = before.strongest
-    known = {"feature": feature, "y": y, "x": x, "total": float(before.totals([feature])[0])}
-    if before.logits is None or target is None:
-        return known | {"target": None, "predicted": None, "probability": None}
-    chances = before.logits.double().softmax(0)
-    seen = {"predicted": int(before.logits.argmax()), "probability": float(chances[target])}
-    return known | seen | {"target": target}
-
-
-def _box(network: Network, layer: Layer, before: Untouched) -> dict[str, int | None]:
-    """The receptive field of the strongest unit, where it is known."""
-    if layer.field is None:
-        return dict.fromkeys(("y0", "x0", "y1", "x1"))
-    window = network.window(layer)
-    top, left = window.origin(*before.strongest[1:])
-    return {"y0": top, "x0": left, "y1": top + window.size[0], "x1": left + window.size[1]}
-
-
 def _multiply_adds(network: Network) -> float:
     """Those of one image, counted while the network runs on one; at least one."""
     image = torch.zeros(1, 3, *network.preprocessing.crop, device=network.device)
     with FlopCounterMode(display=False) as counter:
         network.run(image)
     return max(1.0, float(counter.get_total_flops()) / 2)
-
-
-def _incomplete(parts: Iterable[tuple[int, Columns]]) -> set[str]:
-    """Images that gave NaN or Inf in some ranges of positions, but not in all."""
-    seen: dict[int, set[str]] = {}
-    for first, rows in parts:
-        seen.setdefault(first, set()).update(rows["image_id"].tolist())
-    if len(seen) < 2:
-        return set()
-    everywhere = set.intersection(*seen.values())
-    return set().union(*seen.values()) - everywhere
-
-
-def _less(rows: Columns, images: set[str]) -> Columns:
-    """Rows without those of some images."""
-    if not images:
-        return rows
-    kept = np.array([id_ not in images for id_ in rows["image_id"].tolist()], bool)
-    return {name: values[kept] for name, values in rows.items()}

@@ -40,6 +40,12 @@ class WinnersOf(BaseModel, frozen=True, extra="forbid"):
     winners: tuple[str, ...] = Field(min_length=1, description="Names of scanned layers.")
 
 
+FORMS = (
+    "{sample: N, seed: S}, {keys: [KEY, ...]}, winners (of all layers), {winners: [LAYER, ...]}, "
+    "or all"
+)
+
+
 def _form(given: Any) -> str | None:
     """Which form is meant, so that an error is about that one."""
     match given:
@@ -62,15 +68,11 @@ Choice = Annotated[
     Discriminator(
         _form,
         custom_error_type="images",
-        custom_error_message="expected {sample: N, seed: S}, {keys: [KEY, ...]}, winners, "
-        "{winners: [LAYER, ...]}, or all",
+        custom_error_message=f"expected {FORMS}",
     ),
 ]
 DEFAULT = Sample(sample=100)
-DESCRIPTION = (
-    "Which images: {sample: N, seed: S}, {keys: [KEY, ...]}, winners (of all layers), "
-    "{winners: [LAYER, ...]}, or all."
-)
+DESCRIPTION = f"Which images: {FORMS}."
 
 
 def groups(view: View, choice: Choice, size: int) -> list[ImageList]:

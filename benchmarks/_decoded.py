@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from zfscale.analyses import Batch, scan
+from zfscale.analyses import Batch
+from zfscale.analyses.scan import analysis as scan
 from zfscale.convnet.network import Network
 from zfscale.records import Columns, Image, ImageRef, Reason, Task, image_id
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
-from zfscale import sources
+from zfscale import collection as sources
+from zfscale.collection.decode import decode
 from zfscale.datasets import parts
 from zfscale.records import Preprocessing
-from zfscale.sources.decode import decode
 
 SIZE = (500, 375)
 """Of a rendered image: as most photographs of ImageNet have it."""

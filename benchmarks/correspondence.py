@@ -13,10 +13,10 @@ import pandas as pd
 
 import zfscale
 from benchmarks._report import Report
-from zfscale import driver, resolve
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial
 from zfscale.job import Job
-from zfscale.worker import Serial
 
 MODEL = "zfscale:zfnet-mini"
 SEED = 2

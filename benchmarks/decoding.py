@@ -16,9 +16,9 @@ from PIL import Image
 from benchmarks import _images
 from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
-from zfscale.models.zfnet import PREPROCESSING
+from zfscale.collection.decode import decode, decode_ahead
+from zfscale.models.networks.zfnet import PREPROCESSING
 from zfscale.records import ImageRef, Sample
-from zfscale.sources.decode import decode, decode_ahead
 
 SIDE, CROP = 256, 224
 

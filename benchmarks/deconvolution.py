@@ -19,11 +19,12 @@ from captum.attr import NeuronDeconvolution
 from numpy.typing import NDArray
 
 from benchmarks._report import Report
-from zfscale.convnet.deconvnet import Deconvnet
-from zfscale.convnet.geometry import Window
-from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.switches import crop
-from zfscale.models import zfnet
+from zfscale.convnet.capture.geometry import Window
+from zfscale.convnet.deconvolution.deconvnet import Deconvnet
+from zfscale.convnet.deconvolution.switches import crop
+from zfscale.convnet.network import Network
+from zfscale.models.networks import zfnet
+from zfscale.records import Layer
 
 TOP_K = 9
 IMAGES = 8

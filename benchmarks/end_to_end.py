@@ -19,13 +19,14 @@ from benchmarks import _images
 from benchmarks._decoded import forward
 from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
-from zfscale import driver, resolve, sources
+from zfscale import collection as sources
 from zfscale.cluster.pool import RayPool
+from zfscale.collection.decode import decode_ahead
 from zfscale.convnet.runtime import prepare
-from zfscale.events import Event, Progressed, StageDone
+from zfscale.engine import driver, resolve
+from zfscale.engine.events import Event, Progressed, StageDone
+from zfscale.engine.worker import Executor, Serial, Setup, load_network
 from zfscale.job import Job
-from zfscale.sources.decode import decode_ahead
-from zfscale.worker import Executor, Serial, Setup, load_network
 
 Start = Callable[[Setup], Executor]
 MODELS = ("zfscale:alexnet", "zfscale:zfnet")

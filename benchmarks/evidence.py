@@ -19,14 +19,15 @@ import torch
 
 from benchmarks._report import Report
 from zfscale import models
-from zfscale.convnet import occlusion
-from zfscale.convnet.geometry import Box, receptive_fields
-from zfscale.convnet.incremental import Grid
-from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.occlusion import Incrementally
+from zfscale.collection.decode import decode
+from zfscale.convnet.capture.geometry import Box, receptive_fields
+from zfscale.convnet.incremental import occlusion
+from zfscale.convnet.incremental.engine import Grid
+from zfscale.convnet.incremental.occlusion import Incrementally
+from zfscale.convnet.network import Network
 from zfscale.convnet.runtime import prepare
 from zfscale.datasets import parts
-from zfscale.sources.decode import decode
+from zfscale.records import Layer
 
 SEED = 3
 STRIDE = 4

@@ -17,11 +17,11 @@ import pandas as pd
 import zfscale
 from benchmarks._figure import Chart, Line, svg
 from benchmarks._report import Report
-from zfscale import driver, resolve
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial
 from zfscale.gallery import charts
 from zfscale.job import Job
-from zfscale.worker import Serial
 
 MODEL = "zfscale:zfnet-mini"
 LAYERS = ("conv1", "relu7")

@@ -28,14 +28,14 @@ from benchmarks import _images
 from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
 from zfscale import models
-from zfscale.convnet import occlusion
-from zfscale.convnet import operations as ops
-from zfscale.convnet.geometry import extent
-from zfscale.convnet.incremental import Grid, Incremental
+from zfscale.convnet.capture import operations as ops
+from zfscale.convnet.capture.geometry import extent
+from zfscale.convnet.incremental import occlusion
+from zfscale.convnet.incremental.engine import Grid, Incremental
+from zfscale.convnet.incremental.occlusion import Entirely, Incrementally
+from zfscale.convnet.incremental.spans import Spans, taps
 from zfscale.convnet.network import Network
-from zfscale.convnet.occlusion import Entirely, Incrementally
 from zfscale.convnet.runtime import prepare
-from zfscale.convnet.spans import Spans, taps
 
 BATCHES = (8, 16, 32, 64)
 MEMORY = 512 << 20

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from benchmarks import _images
 from benchmarks._report import Report
-from zfscale import driver, resolve
-from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.network import Network
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial, load_network
 from zfscale.job import Job
-from zfscale.worker import Serial, load_network
+from zfscale.records import Layer
 
 
 def run(model: str = "zfscale:zfnet", count: int = 400, k: int = 9, batch: int = 50) -> Report:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import settings
 
@@ -51,3 +53,37 @@ def parts_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     parts.write(str(folder), count=60, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server on the loopback interface."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["directory", "memory", pytest.param("s3", marks=pytest.mark.slow)])
+def url(request, tmp_path, monkeypatch):
+    """The URL of an empty run on every kind of storage."""
+    if request.param == "directory":
+        return str(tmp_path / "runs" / "first")
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}/run"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"test-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
+    return f"s3://{bucket}/run"
+
+
+@pytest.fixture
+def storage(url):
+    """The storage there."""
+    from zfscale.storage import open_storage
+
+    return open_storage(url)

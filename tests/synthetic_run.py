@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from zfscale.analyses._tables import FEATURES, IMAGES, WINNERS
+from zfscale.analyses.scan.tables import FEATURES, IMAGES, WINNERS
 from zfscale.records import Array, Block, File, Preprocessing, Table
-from zfscale.stores import arrays, tables
-from zfscale.stores import run as runs
-from zfscale.stores.columns import from_arrow
-from zfscale.stores.storage import Storage, open_storage
+from zfscale.runs import arrays, tables
+from zfscale.runs import record as runs
+from zfscale.runs.columns import from_arrow
+from zfscale.storage import open_storage
+from zfscale.storage.base import Storage
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zfscale.analyses._occlusion import FEATURES, IMAGES, POSITIONS, PROJECTIONS
-from zfscale.analyses._parts import OCCLUDERS
-from zfscale.analyses.correspondence import CORRESPONDENCE
-from zfscale.analyses.invariance import INVARIANCE
+from zfscale.analyses.correspondence.analysis import CORRESPONDENCE
+from zfscale.analyses.correspondence.occluders import OCCLUDERS
+from zfscale.analyses.invariance.analysis import INVARIANCE
+from zfscale.analyses.occlusion.tables import FEATURES, IMAGES, POSITIONS, PROJECTIONS
 from zfscale.records import Table
-from zfscale.stores import run as runs
-from zfscale.stores import tables
-from zfscale.stores.columns import from_arrow
-from zfscale.stores.schema import arrow_type
-from zfscale.stores.storage import open_storage
+from zfscale.runs import record as runs
+from zfscale.runs import tables
+from zfscale.runs.columns import from_arrow
+from zfscale.runs.schema import arrow_type
+from zfscale.storage import open_storage
 
 
 def publish(run: Path, table: Table, parts: list[list[dict[str, Any]]]) -> None:

@@ -19,12 +19,13 @@ from PIL import Image
 from torch import nn
 
 import zfscale
-from zfscale import driver, job, resolve
+from zfscale import job
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial
 from zfscale.errors import NonFiniteActivations
 from zfscale.records import Counts, Preprocessing, Reason, Status
-from zfscale.stores.digest import digest
-from zfscale.stores.storage import open_storage
-from zfscale.worker import Serial
+from zfscale.runs.digest import digest
+from zfscale.storage import open_storage
 
 COLOUR = (255, 0, 255)
 """An image of this colour alone upsets the network below."""

@@ -30,12 +30,12 @@ from benchmarks import (
     scan,
     switches,
 )
-from zfscale.convnet.geometry import Box
-from zfscale.convnet.incremental import Grid
+from zfscale.convnet.capture.geometry import Box
+from zfscale.convnet.incremental.engine import Grid
 from zfscale.convnet.network import Network
-from zfscale.models.zfnet_mini import PREPROCESSING
+from zfscale.engine.worker import Serial
+from zfscale.models.networks.zfnet_mini import PREPROCESSING
 from zfscale.records import Preprocessing
-from zfscale.worker import Serial
 
 MODEL = "zfscale:zfnet-mini"
 ROOT = Path(__file__).parents[1]

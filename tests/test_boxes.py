@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zfscale.boxes import PartBox, in_input
+from zfscale.collection.decode import decode
 from zfscale.records import Preprocessing
-from zfscale.sources.decode import decode
 
 RECIPES = {
     "short side, then the centre": Preprocessing(32, (24, 24), (0.0,) * 3),

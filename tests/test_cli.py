@@ -17,9 +17,9 @@ import pytest
 import zfscale
 from zfscale import errors
 from zfscale.cli import commands
-from zfscale.cli.ending import exit_code
+from zfscale.cli.exit import exit_code
 from zfscale.cli.run import lines
-from zfscale.events import Summary
+from zfscale.engine.events import Summary
 from zfscale.job import load
 from zfscale.records import Counts
 
@@ -129,7 +129,7 @@ def test_usage_errors_name_what_is_wrong(
 
 TALKING = """
 import sys, click
-from zfscale.cli.ending import exit_code
+from zfscale.cli.exit import exit_code
 
 @click.command()
 def talking():
@@ -154,7 +154,7 @@ def test_whoever_closes_our_output_gets_no_traceback() -> None:
 
 WAITING = """
 import sys, time, click
-from zfscale.cli.ending import exit_code, resumable
+from zfscale.cli.exit import exit_code, resumable
 
 @click.command()
 def waiting():
@@ -263,8 +263,8 @@ def test_the_device_of_a_cluster_is_that_of_its_workers(
     job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from zfscale import driver
-    from zfscale.cluster import capacity
+    from zfscale.cluster import resources as capacity
+    from zfscale.engine import driver
 
     asked: list[str] = []
     devices: list[str] = []

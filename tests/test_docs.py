@@ -17,13 +17,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from zfscale import analyses, driver, errors, job, models, resolve, training
+from zfscale import analyses, errors, job, models
 from zfscale.datasets import parts
-from zfscale.events import Summary
+from zfscale.engine import driver, resolve, training
+from zfscale.engine.events import Summary
+from zfscale.engine.worker import Serial
 from zfscale.records import Reason, Table
-from zfscale.stores.run import KEYS
-from zfscale.stores.storage import open_storage
-from zfscale.worker import Serial
+from zfscale.runs.record import KEYS
+from zfscale.storage import open_storage
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("deploy/*.md")])

@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import zfscale
-from zfscale import driver, job, resolve, sources
+from zfscale import collection as sources
+from zfscale import job
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial
 from zfscale.records import Failure, Receipt
-from zfscale.stores.digest import digest
-from zfscale.stores.ledger import Ledger
-from zfscale.stores.storage import open_storage
-from zfscale.worker import Serial
+from zfscale.runs.digest import digest
+from zfscale.runs.ledger import Ledger
+from zfscale.storage import open_storage
 
 LAYER = "conv3"
 

@@ -128,6 +128,25 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """A place in the network whose features are observed.
+
+    `name` is the module name a user gives; `node` is the graph node that is observed (for a
+    convolution the one after its rectification), or None in a net that cannot be traced.
+    `channels` features of `height` x `width` units; `stride` and `field` (side of the
+    receptive field) in input pixels, (y, x); None where the geometry is not known.
+    """
+
+    name: str
+    node: str | None
+    channels: int
+    height: int
+    width: int
+    stride: tuple[int, int] | None
+    field: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRange:
     """Samples `start` to `stop` of one shard, less the positions in `skip`.
 

@@ -21,20 +21,22 @@ import torch
 from PIL import Image as Picture
 
 import zfscale
-from zfscale import analyses, driver, job, models, resolve, sources
-from zfscale.analyses import correspondence
-from zfscale.analyses._parts import ITSELF, OCCLUDERS, Occluder, drawn, located
-from zfscale.analyses._rows import columns
-from zfscale.analyses.correspondence import CORRESPONDENCE
+from zfscale import analyses, job, models
+from zfscale import collection as sources
+from zfscale.analyses.correspondence import analysis as correspondence
+from zfscale.analyses.correspondence.analysis import CORRESPONDENCE
+from zfscale.analyses.correspondence.occluders import ITSELF, OCCLUDERS, Occluder, drawn, located
+from zfscale.analyses.shared.rows import columns
 from zfscale.boxes import PartBox
+from zfscale.collection.decode import decode
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.events import Note
+from zfscale.engine.worker import Serial
 from zfscale.errors import UsageError
-from zfscale.events import Note
 from zfscale.records import Failure, Image, ImageRef, Preprocessing, Receipt
-from zfscale.sources.decode import decode
-from zfscale.stores.digest import digest
-from zfscale.stores.storage import open_storage
-from zfscale.worker import Serial
+from zfscale.runs.digest import digest
+from zfscale.storage import open_storage
 
 COUNT, SEED, BATCH, DRAWS = 20, 11, 8, 2
 MODULES = {"conv5": "relu5", "relu7": "relu7"}

@@ -13,18 +13,21 @@ from PIL import Image
 from torch import nn
 
 import zfscale
-from zfscale import analyses, driver, job, models, resolve, sources
-from zfscale.analyses import _amounts, invariance
+from zfscale import analyses, job, models
+from zfscale import collection as sources
+from zfscale.analyses.invariance import amounts as _amounts
+from zfscale.analyses.invariance import analysis as invariance
+from zfscale.collection.decode import decode
 from zfscale.convnet.network import Network
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.events import Event, Note, StageDone
+from zfscale.engine.worker import Serial
 from zfscale.errors import UsageError
-from zfscale.events import Event, Note, StageDone
-from zfscale.models.zfnet_mini import PREPROCESSING
+from zfscale.models.networks.zfnet_mini import PREPROCESSING
 from zfscale.records import Counts, Preprocessing, image_id
-from zfscale.sources.decode import decode
-from zfscale.stores.digest import digest
-from zfscale.stores.storage import open_storage
-from zfscale.worker import Serial
+from zfscale.runs.digest import digest
+from zfscale.storage import open_storage
 
 MINI = {
     "vertical": [-7, 3],

@@ -11,18 +11,21 @@ import torch
 from torch import nn
 
 import zfscale
-from zfscale import analyses, driver, job, models, resolve, sources
-from zfscale.analyses import _occlusion, occlusion
+from zfscale import analyses, job, models
+from zfscale import collection as sources
+from zfscale.analyses.occlusion import analysis as occlusion
+from zfscale.analyses.occlusion import tables as _occlusion
+from zfscale.collection.decode import decode
 from zfscale.convnet.network import Network
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.events import Event, Note, StageBegun, StageDone
+from zfscale.engine.worker import Serial
 from zfscale.errors import IntegrityError, UsageError
-from zfscale.events import Event, Note, StageBegun, StageDone
-from zfscale.models.zfnet_mini import PREPROCESSING
+from zfscale.models.networks.zfnet_mini import PREPROCESSING
 from zfscale.records import Counts, Preprocessing, image_id
-from zfscale.sources.decode import decode
-from zfscale.stores.digest import digest
-from zfscale.stores.storage import open_storage
-from zfscale.worker import Serial
+from zfscale.runs.digest import digest
+from zfscale.storage import open_storage
 
 SIDE = PREPROCESSING.crop[0]
 OPTIONS = {"images": "all", "size": [20, 31], "stride": [23, 17], "features": [3, 11]}

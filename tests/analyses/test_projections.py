@@ -17,12 +17,14 @@ from torch import nn
 from torch.nn import functional
 
 import zfscale
-from zfscale import driver, job, models, resolve
-from zfscale.analyses import _switches, deconvolve
+from zfscale import job, models
+from zfscale.analyses import deconvolve
+from zfscale.analyses import switches as _switches
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial
 from zfscale.records import Preprocessing
-from zfscale.results import Results
-from zfscale.worker import Serial
+from zfscale.runs.results import Results
 
 K = 3
 FEATURES = 20

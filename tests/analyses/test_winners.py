@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 import zfscale
-from zfscale import driver, job, models, resolve, sources
-from zfscale.convnet.geometry import Box, receptive_fields
+from zfscale import collection as sources
+from zfscale import job, models
+from zfscale.collection.decode import decode
+from zfscale.convnet.capture.geometry import Box, receptive_fields
 from zfscale.convnet.network import Network
 from zfscale.datasets import parts
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial
 from zfscale.records import image_id
-from zfscale.results import Results
-from zfscale.sources.decode import decode
-from zfscale.worker import Serial
+from zfscale.runs.results import Results
 
 BATCH = 8
 K = 4

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from zfscale import driver, job, resolve
-from zfscale.analyses import occlusion
+from zfscale import job
+from zfscale.analyses.occlusion import analysis as occlusion
 from zfscale.cluster.pool import RayPool
 from zfscale.datasets import parts
-from zfscale.events import Event, StageBegun
+from zfscale.engine import driver, resolve
+from zfscale.engine.events import Event, StageBegun
+from zfscale.engine.worker import Serial, Setup, Worker
 from zfscale.records import File
-from zfscale.stores import manifest
-from zfscale.stores.digest import digest
-from zfscale.stores.storage import open_storage
-from zfscale.worker import Serial, Setup, Worker
+from zfscale.runs import manifest
+from zfscale.runs.digest import digest
+from zfscale.storage import open_storage
 
 SHARDS = 6
 FEW = {"vertical": [3], "scale": [1.2], "rotation": [90]}

@@ -16,7 +16,7 @@ import pytest
 
 from zfscale.cluster import pool as module
 from zfscale.cluster import session as session_module
-from zfscale.cluster.lane import IN_FLIGHT
+from zfscale.cluster.handle import IN_FLIGHT
 from zfscale.cluster.pool import RayPool
 from zfscale.cluster.session import session
 from zfscale.errors import IntegrityError, NonFiniteActivations, UsageError, ZfscaleError

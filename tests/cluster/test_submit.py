@@ -273,7 +273,7 @@ def test_a_job_on_a_real_cluster(
         )  # fmt: skip
 
     (tmp_path / "mynet.py").write_text(
-        "from zfscale.models.zfnet_mini import PREPROCESSING, build as net\n"
+        "from zfscale.models.networks.zfnet_mini import PREPROCESSING, build as net\n"
         "def build():\n    return net(), PREPROCESSING\n"
     )
     job = tmp_path / "job.yaml"

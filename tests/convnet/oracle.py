@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zfscale.convnet.deconvnet import Deconvnet
-from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.switches import crop
-from zfscale.records import Preprocessing
+from zfscale.convnet.deconvolution.deconvnet import Deconvnet
+from zfscale.convnet.deconvolution.switches import crop
+from zfscale.convnet.network import Network
+from zfscale.records import Layer, Preprocessing
 
 
 class Rectify(torch.autograd.Function):

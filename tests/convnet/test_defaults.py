@@ -8,9 +8,9 @@ from torch import nn
 
 from zfscale import models
 from zfscale.convnet.defaults import first_layer, last_convolution, last_hidden
-from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.network import Network
 from zfscale.errors import UsageError
-from zfscale.records import Preprocessing
+from zfscale.records import Layer, Preprocessing
 
 SQUARE = Preprocessing(8, (8, 8), (127.5,) * 3)
 

@@ -7,10 +7,11 @@ import torch
 import torchvision
 from torch import nn
 
-from zfscale.convnet import geometry, switches
+from zfscale.convnet.capture import geometry
+from zfscale.convnet.deconvolution import switches
 from zfscale.convnet.network import Network
 from zfscale.errors import UnsupportedOperation, UsageError
-from zfscale.models import zfnet
+from zfscale.models.networks import zfnet
 from zfscale.records import Preprocessing
 
 SQUARE = Preprocessing(32, (32, 32), (127.5,) * 3, (127.5,) * 3)

@@ -13,12 +13,14 @@ import pytest
 from gallery_pages import Markup, check_links, check_pictures, check_policy, content
 from PIL import Image
 
-from zfscale import driver, resolve, results, sources
+from zfscale import collection as sources
+from zfscale.engine import driver, resolve
+from zfscale.engine.worker import Serial
 from zfscale.errors import ZfscaleError
 from zfscale.gallery import build
 from zfscale.gallery.pictures import fit, montage, to_grey
 from zfscale.job import Job
-from zfscale.worker import Serial
+from zfscale.runs import results
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
 write_run, Spec, Picture = make["write_run"], make["Spec"], make["Picture"]

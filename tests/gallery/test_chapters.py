@@ -11,13 +11,13 @@ import pytest
 from gallery_pages import Markup, check_links, check_pictures, check_policy, content
 from PIL import Image
 
-from zfscale import sources
+from zfscale import collection as sources
 from zfscale.gallery import build, curves
 from zfscale.gallery.charts import HEIGHT, WIDTH
 from zfscale.gallery.colours import CLASSES, heat, rgb
 from zfscale.gallery.pages import chapters, correspondence, occlusion
 from zfscale.gallery.site import survey
-from zfscale.results import Results
+from zfscale.runs.results import Results
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
 sweeps = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_sweeps.py"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zfscale.gallery.occluded import facts, maps, projected, watched
-from zfscale.results import Results
+from zfscale.runs.results import Results
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
 sweeps = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_sweeps.py"))

@@ -12,7 +12,7 @@ from torch import nn
 
 from zfscale import models
 from zfscale.errors import UsageError
-from zfscale.models import _factory
+from zfscale.models import factory as _factory
 from zfscale.records import Preprocessing
 
 SOURCE = """

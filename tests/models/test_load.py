@@ -19,10 +19,12 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from zfscale import models
+from zfscale.engine.worker import load_network
 from zfscale.errors import UsageError
 from zfscale.job import Job
-from zfscale.models import _checkpoint, _zfscale, cifar
-from zfscale.worker import load_network
+from zfscale.models import checkpoint as _checkpoint
+from zfscale.models import zfscale as _zfscale
+from zfscale.models.networks import cifar
 
 SEEDED = "zfscale:cifar"
 

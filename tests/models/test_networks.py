@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zfscale.models import _checkpoint, _zfscale, alexnet, caffenet, cifar, vgg16, zfnet
+from zfscale.models import checkpoint as _checkpoint
+from zfscale.models import zfscale as _zfscale
+from zfscale.models.networks import alexnet, caffenet, cifar, vgg16, zfnet
 
 
 def on_meta(build, **options) -> nn.Sequential:

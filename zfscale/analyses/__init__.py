@@ -168,7 +168,7 @@ class AnalysisModule(Protocol):
 def names() -> list[str]:
     """All analyses there are: the modules of this package, less their private helpers."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if not name.startswith("_"))
+    return sorted(name for name in modules if name not in ("shared", "switches"))
 
 
 def load(name: str) -> AnalysisModule:
@@ -178,6 +178,8 @@ def load(name: str) -> AnalysisModule:
             f"analyses.{name}: there is no such analysis; there are {', '.join(names())}"
         )
     module: Any = importlib.import_module(f"{__name__}.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{module.__name__}.analysis")
     return module  # type: ignore[no-any-return]
 
 

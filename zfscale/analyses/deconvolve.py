@@ -14,10 +14,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from zfscale.analyses import Context, Output, Pass, View
-from zfscale.analyses._tables import WINNERS
-from zfscale.convnet.deconvnet import Deconvnet
-from zfscale.convnet.network import Layer
-from zfscale.records import Array, Block, Task
+from zfscale.analyses.scan.tables import WINNERS
+from zfscale.convnet.deconvolution.deconvnet import Deconvnet
+from zfscale.records import Array, Block, Layer, Task
 
 SHARD_BYTES = 64 << 20
 """Projections in one task and one shard of an array, before compression."""

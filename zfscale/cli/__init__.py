@@ -13,7 +13,7 @@ import click
 
 import zfscale
 from zfscale.cli import jobs, run, tools
-from zfscale.cli.ending import exit_code
+from zfscale.cli.exit import exit_code
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zfscale.cli.ending import resumable
+from zfscale.cli.exit import resumable
 from zfscale.errors import OverBudget, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from zfscale.events import Summary
+    from zfscale.engine.events import Summary
+    from zfscale.engine.worker import Executor, Setup
     from zfscale.job import Job
-    from zfscale.worker import Executor, Setup
 
 sets = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
@@ -55,7 +55,7 @@ def run(
     same = {"workers": workers, "max_quarantined": max_quarantined}
     overrides += tuple(f"{key}={value}" for key, value in same.items() if value is not None)
     wanted = job.load(job_file, overrides)
-    from zfscale import driver, progress, resolve  # heavy: a wrong job file is told before
+    from zfscale.engine import driver, progress, resolve
 
     with resumable(), progress.shown(sys.stderr, as_json) as report:
         setup = resolve.resolve(wanted, _device_of(address) if address else resolve.local_device)
@@ -69,7 +69,7 @@ def run(
 
 def lines(summary: Summary) -> list[str]:
     """What a finished job says: counts that add up, errors of the classifier, what comes next."""
-    from zfscale.progress import duration
+    from zfscale.engine.progress import duration
 
     counts = summary.counts
     done = f"{counts.ok:,} ok + {counts.quarantined:,} quarantined + {counts.duplicate:,} duplicate"
@@ -89,7 +89,7 @@ def lines(summary: Summary) -> list[str]:
 @sets
 def train(job_file: str, overrides: tuple[str, ...]) -> None:
     """Train a network from labelled images, as a job file says."""
-    from zfscale import training
+    from zfscale.engine import training
 
     report = training.train(training.load(job_file, overrides), _tell)
     click.echo(
@@ -104,14 +104,14 @@ def _tell(epoch: object) -> None:
 
 def _device_of(address: str) -> Callable[[], str]:
     """The machine that plans often has no GPU while the cluster has: ask the cluster."""
-    from zfscale.cluster import capacity
+    from zfscale.cluster import resources as capacity
 
     return lambda: capacity.device(address)
 
 
 def _executor(address: str | None, serial: bool) -> Callable[[Setup], Executor]:
     if serial:
-        from zfscale.worker import Serial
+        from zfscale.engine.worker import Serial
 
         return Serial
     from zfscale.cluster.pool import RayPool

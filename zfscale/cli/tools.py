@@ -46,10 +46,10 @@ def _by(pair: tuple[int, int] | None) -> str:
 def verify(run: str) -> None:
     """Check manifest, hashes and accounting of a run, and print one digest of its results."""
     from zfscale.errors import IntegrityError
-    from zfscale.stores import manifest
-    from zfscale.stores.digest import digest
-    from zfscale.stores.storage import open_storage
-    from zfscale.stores.verify import check_accounting, find_damage
+    from zfscale.runs import manifest
+    from zfscale.runs.digest import digest
+    from zfscale.runs.verify import check_accounting, find_damage
+    from zfscale.storage import open_storage
 
     storage = open_storage(run)
     state = manifest.load(storage)
@@ -119,8 +119,8 @@ def schema() -> None:
 @click.option("--delete", is_flag=True, help="Delete; without it they are only listed.")
 def gc(run: str, delete: bool) -> None:
     """List the files of a run that nothing refers to, or delete them."""
-    from zfscale.stores.gc import collect, garbage
-    from zfscale.stores.storage import open_storage
+    from zfscale.runs.gc import collect, garbage
+    from zfscale.storage import open_storage
 
     storage = open_storage(run)
     found = collect(storage) if delete else garbage(storage)

@@ -13,15 +13,15 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from zfscale.cluster.capacity import fitting, inventory, nodes, words
-from zfscale.cluster.host import Factory, Host, load_worker
-from zfscale.cluster.lane import Attempt, Lane
+from zfscale.cluster.actor import Factory, Host, load_worker
+from zfscale.cluster.handle import Attempt, Lane
+from zfscale.cluster.resources import fitting, inventory, nodes, words
 from zfscale.cluster.session import session
 from zfscale.errors import UsageError, ZfscaleError
 from zfscale.records import Failure, Receipt, Task
 
 if TYPE_CHECKING:
-    from zfscale.worker import Setup
+    from zfscale.engine.worker import Setup
 
 log = logging.getLogger(__name__)
 

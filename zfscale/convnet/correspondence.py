@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from zfscale.boxes import Box
-from zfscale.convnet.network import Layer, Network
-from zfscale.convnet.occlusion import colour
+from zfscale.convnet.incremental.occlusion import colour
+from zfscale.convnet.network import Network
+from zfscale.records import Layer
 
 Signs = NDArray[np.uint64]
 """Signs of n vectors of D components, shape (n, 2, W): bits of what is > 0, bits of what is < 0.

@@ -7,9 +7,10 @@ Zeiler & Fergus (ECCV 2014) look at layers 1 and 7 of their network (Figure 5), 
 
 from __future__ import annotations
 
-from zfscale.convnet import operations as ops
-from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.capture import operations as ops
+from zfscale.convnet.network import Network
 from zfscale.errors import UsageError
+from zfscale.records import Layer
 
 
 def first_layer(network: Network) -> Layer:

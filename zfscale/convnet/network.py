@@ -9,18 +9,17 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from zfscale.convnet import geometry, instrument
-from zfscale.convnet import operations as ops
-from zfscale.convnet.graph import Graph, Shape, UntraceableError, trace
+from zfscale.convnet.capture import geometry, instrument
+from zfscale.convnet.capture import operations as ops
+from zfscale.convnet.capture.graph import Graph, Shape, UntraceableError, trace
 from zfscale.errors import UnsupportedOperation, UsageError
-from zfscale.records import Preprocessing
+from zfscale.records import Layer, Preprocessing
 
 Visit = Callable[[str, torch.Tensor], None]
 """Called with the name of a layer (or pool) and its activations, as soon as they exist."""
@@ -28,25 +27,6 @@ Visit = Callable[[str, torch.Tensor], None]
 
 def _ignore(name: str, values: torch.Tensor) -> None:
     del name, values
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A place in the network whose features are observed.
-
-    `name` is the module name a user gives; `node` is the graph node that is observed (for a
-    convolution the one after its rectification), or None in a net that cannot be traced.
-    `channels` features of `height` x `width` units; `stride` and `field` (side of the
-    receptive field) in input pixels, (y, x); None where the geometry is not known.
-    """
-
-    name: str
-    node: str | None
-    channels: int
-    height: int
-    width: int
-    stride: tuple[int, int] | None
-    field: tuple[int, int] | None
 
 
 class Network:

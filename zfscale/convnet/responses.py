@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zfscale.convnet.network import Layer, Network
+from zfscale.convnet.network import Network
 from zfscale.convnet.transforms import TRANSFORMS
+from zfscale.records import Layer
 
 Step = tuple[str, float]
 """Name of a transform and its amount."""

@@ -11,7 +11,7 @@ from zfscale.gallery import names, sheets
 from zfscale.gallery.output import File, Output
 from zfscale.gallery.pages import Chapter, Page, chapters, kinds
 from zfscale.gallery.site import Site, survey
-from zfscale.results import Results
+from zfscale.runs.results import Results
 
 Progress = Callable[[int, int], None]
 """Called with the number of files written and the number of files in all."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from zfscale.results import Results
+from zfscale.runs.results import Results
 
 TABLE = "invariance"
 MEASURES = ("normalised", "distance", "probability")

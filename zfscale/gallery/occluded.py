@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from zfscale.results import Box, Results
+from zfscale.runs.results import Box, Results
 
 Grid = NDArray[np.float64]
 Numbers = Mapping[str, NDArray[np.float64]]

@@ -20,7 +20,7 @@ from zfscale.gallery import pictures
 from zfscale.gallery.output import File
 from zfscale.gallery.site import Feature, LayerView, Site
 from zfscale.gallery.threads import in_order
-from zfscale.results import Box, cut
+from zfscale.runs.results import Box, cut
 
 Place = tuple[int, int, int, Box | None]
 """Where a patch belongs: index of the layer, index of the feature, rank; and its box."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from zfscale.convnet.network import Layer
 from zfscale.gallery import pictures
 from zfscale.gallery.names import feature_name, slugs
-from zfscale.results import Box, Results, boxes
+from zfscale.records import Layer
+from zfscale.runs.results import Box, Results, boxes
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,11 @@ import torch
 
 from zfscale.convnet.network import Network
 from zfscale.errors import UsageError
-from zfscale.models import _checkpoint, _factory, _torchvision, _zfscale
-from zfscale.models._summary import table
+from zfscale.models import checkpoint as _checkpoint
+from zfscale.models import factory as _factory
+from zfscale.models import torchvision as _torchvision
+from zfscale.models import zfscale as _zfscale
+from zfscale.models.summary import table
 
 __all__ = ["fingerprint", "load", "names", "table"]
 

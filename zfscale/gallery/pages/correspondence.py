@@ -12,7 +12,7 @@ from zfscale.gallery import charts
 from zfscale.gallery.charts import Axis
 from zfscale.gallery.pages import Chapter, Page
 from zfscale.gallery.site import Site, class_name
-from zfscale.results import Box, Results
+from zfscale.runs.results import Box, Results
 
 TABLE, BOXES = "correspondence", "correspondence_images"
 ADDRESS = "correspondence.html"

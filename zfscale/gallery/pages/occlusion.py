@@ -10,21 +10,12 @@ from typing import Any, TypeVar
 
 from zfscale.gallery import colours, names, pictures
 from zfscale.gallery.heatmaps import ClassMap, Heat, heat
-from zfscale.gallery.occluded import (
-    FACTS,
-    Grid,
-    Maps,
-    Occluded,
-    facts,
-    maps,
-    projected,
-    watched,
-)
+from zfscale.gallery.occluded import FACTS, Grid, Maps, Occluded, facts, maps, projected, watched
 from zfscale.gallery.output import File
 from zfscale.gallery.pages import Chapter, Page
 from zfscale.gallery.pictures import Pixels
 from zfscale.gallery.site import Feature, LayerView, Site, class_name
-from zfscale.results import Box
+from zfscale.runs.results import Box
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from zfscale.gallery.pages import Page
 from zfscale.gallery.site import Feature, LayerView, Site
 from zfscale.records import Status
-from zfscale.results import Results
+from zfscale.runs.results import Results
 
 SAMPLES = 8
 

@@ -1,0 +1,81 @@
+"""The tally against the definitions, written out over all scores in memory."""
+
+import numpy as np
+import pytest
+
+from zfscale.convnet.observing import statistics
+from zfscale.convnet.observing.statistics import Tally
+
+FEATURES = 4
+
+
+@pytest.fixture(params=[1, 20, 1 << 16], autouse=True)
+def waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are counted at once, a few batches together, or all at the end."""
+    monkeypatch.setattr(statistics, "WAITING_SCORES", request.param)
+
+
+@pytest.fixture
+def scores() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    scores = np.maximum(rng.normal(size=(60, FEATURES)), 0).astype(np.float32)
+    scores[:, 3] = 0
+    return scores
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    return np.random.default_rng(1).integers(-1, 7, 60)
+
+
+def _tally(scores, labels, cuts) -> Tally:
+    merged = Tally(FEATURES)
+    for part, part_labels in zip(np.split(scores, cuts), np.split(labels, cuts), strict=True):
+        tally = Tally(FEATURES)
+        for at in range(0, len(part), 8):
+            tally.add(part[at : at + 8], part_labels[at : at + 8])
+        merged.merge(tally.rows())
+    return merged
+
+
+def test_summary_follows_the_definitions(scores, labels) -> None:
+    summary = _tally(scores, labels, [17, 40]).summary()
+    exact = scores.astype(np.float64)
+    np.testing.assert_array_equal(summary["max"], scores.max(0))
+    np.testing.assert_allclose(summary["mean"], exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(summary["std"], exact.std(0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(summary["fraction_active"], (scores > 0).mean(0))
+    assert summary["dead"].tolist() == [False, False, False, True]
+    for feature in range(FEATURES - 1):
+        means = {c: exact[labels == c, feature].mean() for c in set(labels.tolist()) - {-1}}
+        order = sorted(means, key=lambda c: (-means[c], c))
+        rest = exact[(labels != order[0]) & (labels >= 0), feature].mean()
+        index = (means[order[0]] - rest) / (means[order[0]] + rest)
+        assert summary["selectivity"][feature] == pytest.approx(index, rel=1e-12)
+        assert summary["top_class"][feature] == order[0]
+        assert summary["top_classes"][feature].tolist() == order[:5]
+    assert summary["selectivity"].mask.tolist() == [False, False, False, True]
+
+
+def test_any_cut_and_order_give_the_same_bits(scores, labels) -> None:
+    expected = _tally(scores, labels, []).summary()
+    order = np.random.default_rng(2).permutation(60)
+    for summary in (
+        _tally(scores, labels, [1, 2, 33]).summary(),
+        _tally(scores[order], labels[order], [20]).summary(),
+    ):
+        for name in ("max", "mean", "std", "fraction_active", "selectivity", "top_class"):
+            np.testing.assert_array_equal(summary[name], expected[name], err_msg=name)
+
+
+def test_without_labels_there_is_no_selectivity(scores) -> None:
+    summary = _tally(scores, np.full(60, -1), []).summary()
+    assert summary["selectivity"].mask.all()
+    assert summary["top_class"].mask.all()
+    assert all(len(classes) == 0 for classes in summary["top_classes"])
+
+
+def test_no_images_at_all() -> None:
+    summary = Tally(FEATURES).summary()
+    assert summary["mean"].tolist() == [0, 0, 0, 0]
+    assert summary["dead"].all()

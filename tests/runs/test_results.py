@@ -1,0 +1,256 @@
+"""The Python API over a run: tables, arrays, patches, and what it says when something is wrong."""
+
+import json
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zfscale
+from zfscale.collection.decode import decode
+from zfscale.errors import IntegrityError, UsageError, ZfscaleError
+from zfscale.records import Array, Column, Table
+from zfscale.runs import arrays, tables
+from zfscale.runs import record as runs
+from zfscale.runs.results import cut
+from zfscale.storage import open_storage
+
+make = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))
+write_run, Spec = make["write_run"], make["Spec"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read it, never write it."""
+    folder = tmp_path_factory.mktemp("results")
+    layers = (Spec("conv1"), Spec("conv2", field=23, size=4, stride=8), Spec("fc", field=None))
+    run = write_run(folder, layers, classes=["cat", "dog", "owl"])
+    storage = open_storage(str(run))
+    arrays.create(storage, Array("switches.zarr/conv2/pool1", (4, 9, 2, 3, 3), "uint8", 4, 255))
+    columns = (Column("key", "string", ""), Column("drop", "float64", ""))
+    table = Table("occlusion", 1, columns, key=("key",), identity=("drop",))
+    rows = {"key": np.array(["a"], object), "drop": np.array([0.5])}
+    record = runs.read(storage)
+    published = dict(record.published)
+    published |= {file.path: file for file in tables.write(storage, table, rows, "r1")}
+    storage.publish("run.json", runs.encode(replace(record, published=published)))
+    return run
+
+
+def test_only_published_files_are_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path, (Spec("conv1"),))
+    (own,) = (run / "winners").glob("layer=*/*.parquet")
+    own.with_name("part-00007.parquet").write_bytes(own.read_bytes())
+    assert len(zfscale.open(str(run)).winners) == 4 * 9
+
+
+def test_tables_are_dataframes_with_the_layer_as_text(run: Path) -> None:
+    results = zfscale.open(str(run))
+    assert isinstance(results.winners, pd.DataFrame)
+    assert results.winners["layer"].map(type).eq(str).all()
+    assert set(results.winners["layer"]) == {"conv1", "conv2", "fc"}
+    assert len(results.winners) == 3 * 4 * 9
+    assert len(results.features) == 3 * 4
+    assert results.images["status"].value_counts().to_dict() == {
+        "ok": 12,
+        "duplicate": 1,
+        "quarantined": 1,
+    }
+    assert results.winners is results.winners  # loaded once
+
+
+def test_a_layer_named_by_digits_stays_text(tmp_path: Path) -> None:
+    results = zfscale.open(str(write_run(tmp_path, (Spec("0"), Spec("007")))))
+    assert set(results.features["layer"]) == {"0", "007"}
+
+
+def test_every_published_table_is_an_attribute(run: Path) -> None:
+    results = zfscale.open(str(run))
+    assert results.tables == ("features", "images", "occlusion", "winners")
+    assert results.occlusion["drop"].tolist() == [0.5]
+    assert {"occlusion", "projection", "winners"} <= set(dir(results))
+    with pytest.raises(AttributeError, match="'invariance'; its tables are features, images"):
+        _ = results.invariance
+
+
+def test_description(run: Path) -> None:
+    text = repr(zfscale.open(str(run)))
+    assert str(run) in text
+    assert "test:net, 3 layers, 12 features" in text
+
+
+def test_projections_are_those_stored(run: Path) -> None:
+    stored = zarr.open_array(run / "projections.zarr", path="conv2", mode="r")
+    found = zfscale.open(str(run)).projection("conv2", 2)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, stored[2])
+
+
+def test_patches_are_the_boxes_of_the_scanned_images(run: Path) -> None:
+    """Literal: decode by the library's own call, then copy pixel by pixel."""
+    results = zfscale.open(str(run))
+    found = results.patches("conv2", 1)
+    rows = results.winners.query("layer == 'conv2' and feature == 1").sort_values("rank")
+    assert found.shape == (9, 23, 23, 3)
+    assert found.dtype == np.uint8
+    outside = 0
+    for patch, row in zip(found, rows.itertuples(), strict=True):
+        image = results.images.query("id == @row.image_id and status == 'ok'").iloc[0]
+        data = Path(image.uri).read_bytes()[int(image.offset) :]
+        pixels = decode(data, results.preprocessing).pixels.numpy()
+        for y in range(23):
+            for x in range(23):
+                at_y, at_x = int(row.y0) + y, int(row.x0) + x
+                inside = 0 <= at_y < 32 and 0 <= at_x < 32
+                expected = pixels[:, at_y, at_x] if inside else (120, 110, 100)
+                outside += not inside
+                assert tuple(patch[y, x]) == tuple(expected)
+    assert outside > 0
+
+
+def test_patches_are_whole_inputs_where_geometry_is_unknown(run: Path) -> None:
+    results = zfscale.open(str(run))
+    assert results.patches("fc", 0).shape == (9, 32, 32, 3)
+    with pytest.raises(UsageError, match=r"there is no projections.zarr/fc"):
+        results.projection("fc", 0)
+
+
+def test_fewer_images_than_k_give_short_lists(tmp_path: Path) -> None:
+    pictures = [make["Picture"](f"p{i}", None, make["png"](i)) for i in range(2)]
+    results = zfscale.open(str(write_run(tmp_path, pictures=pictures)))
+    assert len(results.projection("conv1", 0)) == len(results.patches("conv1", 0)) == 2
+
+
+def test_padding_of_a_network_that_reads_bgr(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    record["preprocessing"] |= {"order": "BGR", "scale": 0.5, "mean": [10.0, 20.0, 30.0]}
+    (run / "run.json").write_text(json.dumps(record))
+    assert zfscale.open(str(run)).preprocessing.mean_colour == (60, 40, 20)
+
+
+def test_switches(run: Path) -> None:
+    results = zfscale.open(str(run))
+    assert results.switches("conv2", "pool1").shape == (4, 9, 2, 3, 3)
+    with pytest.raises(UsageError, match=r"no switches.zarr/conv2/pool9"):
+        results.switches("conv2", "pool9")
+    with pytest.raises(UsageError, match="there is no"):  # it is there, but outside of the switches
+        results.switches("conv2", "../../projections.zarr/conv2")
+
+
+def test_layers_and_classes(run: Path) -> None:
+    results = zfscale.open(str(run))
+    assert list(results.layers) == ["conv1", "conv2", "fc"]
+    assert results.layers["conv2"].field == (23, 23)
+    assert results.layers["fc"].field is None
+    assert results.classes == ["cat", "dog", "owl"]
+    assert results.record.run_id == "r1"
+
+
+def test_a_url_reads_as_a_directory_does(run: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(run), "/stored/run", recursive=True)
+    local, remote = zfscale.open(str(run)), zfscale.open("memory://stored/run/")
+    pd.testing.assert_frame_equal(local.winners, remote.winners)
+    np.testing.assert_array_equal(local.projection("conv1", 3), remote.projection("conv1", 3))
+    np.testing.assert_array_equal(local.patches("conv1", 3), remote.patches("conv1", 3))
+    assert remote.tables == local.tables
+
+
+@pytest.mark.parametrize(
+    ("layer", "feature", "message"),
+    [
+        ("conv9", 0, "no layer 'conv9'; its layers are conv1, conv2, fc"),
+        ("conv1", 4, "conv1 has no feature 4; it has 0 to 3"),
+        ("conv1", -1, "conv1 has no feature -1; it has 0 to 3"),
+        ("../../secret", 0, "no layer"),
+    ],
+)
+def test_unknown_layer_or_feature(run: Path, layer: str, feature: int, message: str) -> None:
+    results = zfscale.open(str(run))
+    for ask in (results.projection, results.patches, results.winners_of):
+        with pytest.raises(UsageError, match=message):
+            ask(layer, feature)
+
+
+def test_no_run_and_unknown_address(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no run here \(no run.json\)"):
+        zfscale.open(str(tmp_path))
+    with pytest.raises(UsageError, match="cannot open this kind of address"):
+        zfscale.open("nonsense://somewhere/run")
+
+
+def test_unfinished_and_damaged_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path, status="running")
+    with pytest.raises(UsageError, match=r"not finished \(status 'running'\)"):
+        zfscale.open(str(run))
+    (run / "run.json").write_text('{"status": ')
+    with pytest.raises(IntegrityError, match="damaged"):
+        zfscale.open(str(run))
+
+
+def test_run_without_a_scan(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    del record["layers"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="has no scan"):
+        zfscale.open(str(run))
+
+
+def test_image_gone_or_changed(tmp_path: Path) -> None:
+    results = zfscale.open(str(write_run(tmp_path)))
+    first = results.winners_of("conv1", 0).loc[0]
+    ref = results.references[first.image_id]
+    Path(ref.uri).write_bytes(b"head" + b"x" * (ref.length or 0))
+    with pytest.raises(IntegrityError, match="has changed since the scan"):
+        results.patches("conv1", 0)
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(ZfscaleError, match=f"{first.image_id} cannot be read again from {ref.uri}"):
+        results.patches("conv1", 0)
+    with pytest.raises(UsageError, match="in no table of this run"):
+        results.image("0" * 32)
+
+
+def test_images_of_every_table_can_be_read(tmp_path: Path) -> None:
+    """Also one that won nothing: it stands in a table of an analysis, cut in two."""
+    run = write_run(tmp_path, (Spec("conv1", features=1),), k=2)
+    results = zfscale.open(str(run))
+    accepted = results.images[results.images["status"] == "ok"]["id"].tolist()
+    first, second = [id_ for id_ in accepted if id_ not in results.references][:2]
+    with pytest.raises(UsageError, match="in no table"):
+        results.image(first)
+    sweeps = runpy.run_path(str(Path(__file__).with_name("synthetic_sweeps.py")))
+    columns = (Column("image_id", "string", ""), Column("value", "float64", ""))
+    table = Table("sweep", 1, columns, key=("image_id",), identity=("value",))
+    parts = [[{"image_id": id_, "value": 0.5}] for id_ in (second, first)]
+    sweeps["publish"](run, table, parts)
+    again = zfscale.open(str(run))
+    assert set(again.references) == {*results.references, first, second}
+    assert list(again.references) == [id_ for id_ in accepted if id_ in again.references]
+    image = again.images.query("id == @first and status == 'ok'").iloc[0]
+    data = Path(image.uri).read_bytes()[int(image.offset) :]
+    expected = decode(data, again.preprocessing).pixels.permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(again.image(first), expected)
+
+
+@given(
+    box=st.tuples(*[st.integers(-9, 9)] * 2, *[st.integers(1, 12)] * 2),
+    shape=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+)
+def test_cut_equals_the_literal_loop(box: tuple[int, ...], shape: tuple[int, int]) -> None:
+    y0, x0, height, width = box
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    found = cut(pixels, (y0, x0, y0 + height, x0 + width), (1, 2, 3))
+    for y in range(height):
+        for x in range(width):
+            inside = 0 <= y0 + y < shape[0] and 0 <= x0 + x < shape[1]
+            assert tuple(found[y, x]) == (tuple(pixels[y0 + y, x0 + x]) if inside else (1, 2, 3))

@@ -1,0 +1,58 @@
+"""What the network takes each image for, and how that joins the way the image ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zfscale.analyses import Batch
+from zfscale.convnet.observing.observe import Observation
+from zfscale.convnet.observing.topk import Identity
+from zfscale.records import Columns
+
+
+def no_predictions() -> dict[str, NDArray[Any]]:
+    """Predictions of no images."""
+    return {
+        "index": np.empty(0, np.int64),
+        "predicted": np.ma.masked_all(0, np.int64),
+        "probability": np.ma.masked_all(0, np.float32),
+        "rank": np.ma.masked_all(0, np.int64),
+    }
+
+
+def predict(batch: Batch, who: Identity, seen: Observation) -> dict[str, NDArray[Any]]:
+    """Most probable class, its probability, and how many classes beat the true one."""
+    good = seen.finite
+    index = np.array([image.index for image in batch.images], np.int64)[good]
+    if seen.logits is None:
+        none = no_predictions()
+        unknown = {name: np.ma.masked_all(len(index), none[name].dtype) for name in none}
+        return unknown | {"index": index}
+    logits, label = seen.logits[good], who.label[good]
+    predicted = logits.argmax(1)
+    weights = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+    probability = (1 / weights.sum(1)).astype(np.float32)
+    known = (label >= 0) & (label < logits.shape[1])
+    true = logits[np.arange(len(label)), np.where(known, label, 0)]
+    rank = (logits > true[:, None]).sum(1)
+    return {
+        "index": index,
+        "predicted": np.ma.masked_array(predicted),
+        "probability": np.ma.masked_array(probability),
+        "rank": np.ma.masked_array(rank, ~known),
+    }
+
+
+def join(outcomes: Columns, predictions: Columns) -> Columns:
+    """Rows of `images`: how every image ended, with its prediction where there is one."""
+    place = {int(index): row for row, index in enumerate(predictions["index"])}
+    row = np.array([place.get(int(index), -1) for index in outcomes["index"]], np.int64)
+    joined = {name: values for name, values in outcomes.items() if name != "index"}
+    for name in ("predicted", "probability", "rank"):
+        values = np.ma.masked_all(len(row), predictions[name].dtype)
+        values[row >= 0] = predictions[name][row[row >= 0]]
+        joined[name] = values
+    return joined

@@ -1,0 +1,1 @@
+"""Image formats: one file = one format, found by the endings of file names."""

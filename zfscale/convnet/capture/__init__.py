@@ -1,0 +1,1 @@
+"""A network as a graph of operations, and the geometry of its receptive fields."""

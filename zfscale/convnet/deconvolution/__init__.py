@@ -1,0 +1,1 @@
+"""From one activation down to the pixels: switches, unpooling, transposed filters."""

@@ -1,0 +1,1 @@
+"""Occlusion without doing everything again: only what an occluder changes is computed."""

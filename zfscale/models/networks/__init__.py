@@ -1,0 +1,1 @@
+"""The networks of this package: one file = one network = one `zfscale:NAME`."""

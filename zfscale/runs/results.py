@@ -1,0 +1,263 @@
+"""A finished run in Python: its tables as DataFrames, its arrays as numpy, its images as pixels.
+
+Reads what a job published, in a directory or at any fsspec URL, and computes nothing but the
+cutting of patches. Runs no network; tables and arrays load when first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import zarr
+from numpy.typing import NDArray
+
+from zfscale import collection as sources
+from zfscale.collection.decode import decode
+from zfscale.errors import IntegrityError, UsageError, ZfscaleError
+from zfscale.records import ImageRef, Layer, Preprocessing, Status, image_id
+from zfscale.runs import record as runs
+from zfscale.runs import tables as stored
+from zfscale.storage import open_storage
+
+Box = tuple[int, int, int, int]
+"""(y0, x0, y1, x1) in pixels of the network's input, half open; may reach outside of it."""
+
+
+class Results:
+    """The results of a finished run.
+
+    `run` is a directory or URL that holds `run.json`; `record` is that file. Every published
+    table is an attribute of its own name: `.winners`, `.features`, `.images`, `.occlusion`, ...
+    Raises UsageError if there is no run, or if it is not finished.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._storage = open_storage(str(run))
+        self.run: str = self._storage.url
+        self.record = runs.read(self._storage)
+        if self.record.status != "complete":
+            raise UsageError(
+                f"{self.run}: the run is not finished (status {self.record.status!r});"
+                " start its job again to finish it"
+            )
+        facts = self.record.facts
+        if "layers" not in facts:
+            raise UsageError(
+                f"{self.run}: the run has no scan, so there are no layers to show;"
+                " add `scan` to the analyses of its job and start it again"
+            )
+        self.layers: dict[str, Layer] = {layer["name"]: _layer(layer) for layer in facts["layers"]}
+        self.classes: list[str] | None = facts.get("classes")
+        self.model: str = facts["spec"]["model"]
+
+    def __repr__(self) -> str:
+        features = sum(layer.channels for layer in self.layers.values())
+        return (
+            f"<zfscale run {self.run!r}: {self.model}, {len(self.layers)} layers,"
+            f" {features:,} features; tables {', '.join(self.tables)}>"
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.tables})
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        """A published table of the run, loaded once. Only called where no attribute exists."""
+        if name.startswith("_") or name not in self.tables:
+            known = "" if name.startswith("_") else f"; its tables are {', '.join(self.tables)}"
+            raise AttributeError(f"this run has no {name!r}{known}")
+        frame: pd.DataFrame = self.dataset(name).to_table().to_pandas()
+        setattr(self, name, frame)
+        return frame
+
+    @cached_property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the published tables."""
+        files = (path for path in self.record.published if path.endswith(".parquet"))
+        return tuple(sorted({path.partition("/")[0] for path in files}))
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How an encoded image became the network's input."""
+        stored = self.record.facts["preprocessing"]
+        values = {f.name: stored[f.name] for f in fields(Preprocessing) if f.name in stored}
+        for name in ("crop", "mean", "std"):
+            if name in values:
+                values[name] = tuple(values[name])
+        return Preprocessing(**values)
+
+    def dataset(self, table: str) -> ds.Dataset:
+        """A published table unread, for column choice and filters on large runs."""
+        if table not in self.tables:
+            raise UsageError(
+                f"{self.run}: no table {table!r}; its tables are {', '.join(self.tables)}"
+            )
+        paths = [
+            path
+            for path in self.record.published
+            if path.startswith(f"{table}/") and path.endswith(".parquet")
+        ]
+        return stored.dataset_of(self._storage, paths)
+
+    def winners_of(self, layer: str, feature: int) -> pd.DataFrame:
+        """The winners of one feature, best first: at most k rows, fewer if fewer images."""
+        self._check(layer, feature)
+        frame = self.winners
+        rows = frame[(frame["layer"] == layer) & (frame["feature"] == feature)]
+        return rows.sort_values("rank", ignore_index=True)
+
+    def projection(self, layer: str, feature: int) -> NDArray[np.float32]:
+        """Deconvolved winners of a feature, (k, h, w, 3) float32 RGB (paper, section 2.1).
+
+        In the units of the network's normalised input; zero is no evidence. h x w is the
+        receptive field. One projection per winner, so k is smaller where winners are fewer.
+        """
+        count = len(self.winners_of(layer, feature))
+        values: Any = self.projections(layer)[feature]
+        return np.asarray(values[:count], dtype=np.float32)
+
+    def projections(self, layer: str) -> zarr.Array[Any]:
+        """All projections of a layer, unread: (features, k, h, w, 3) float32."""
+        self._check(layer)
+        return self._array("projections.zarr", layer)
+
+    def has_projections(self, layer: str) -> bool:
+        """Whether the layer was deconvolved."""
+        self._check(layer)
+        return self._holds("projections.zarr", layer)
+
+    def switches(self, layer: str, pool: str) -> zarr.Array[Any]:
+        """Switches of a pool below a layer, unread: (features, k, channels, h, w) uint8.
+
+        Each is the offset of the maximum inside its pooling window; 255 lies outside the image.
+        """
+        self._check(layer)
+        return self._array("switches.zarr", f"{layer}/{pool}")
+
+    def patches(self, layer: str, feature: int) -> NDArray[np.uint8]:
+        """What the winners of a feature saw: (k, h, w, 3) uint8 RGB, h x w the receptive field.
+
+        Reads the winning images again and cuts out the box of each; where it reaches outside the
+        image stands the mean colour, which the network takes for zero. Where the receptive
+        field is not known, the patch is the whole input.
+        """
+        rows = self.winners_of(layer, feature)
+        cuts = [
+            cut(self.image(identity), box, self.preprocessing.mean_colour)
+            for identity, box in zip(rows["image_id"], boxes(rows), strict=True)
+        ]
+        height, width = self.layers[layer].field or self.preprocessing.crop
+        return np.stack(cuts) if cuts else np.empty((0, height, width, 3), np.uint8)
+
+    def image(self, identity: str) -> NDArray[np.uint8]:
+        """An image as the network saw it, resized and cropped: (H, W, 3) uint8 RGB.
+
+        It is one that a table of the run speaks of: a winner, or an image of another analysis.
+        Raises ZfscaleError if it is gone from where it was, IntegrityError if it has changed.
+        """
+        ref = self.references.get(identity)
+        if ref is None:
+            raise UsageError(
+                f"{self.run}: image {identity!r} is in no table of this run but `images`"
+            )
+        try:
+            data = sources.fetch(ref)
+        except OSError as error:
+            raise ZfscaleError(
+                f"image {identity} cannot be read again from {place(ref)}: {error}; put the images"
+                " back where the scan found them"
+            ) from error
+        if image_id(data) != identity:
+            raise IntegrityError(f"image {identity}: {place(ref)} has changed since the scan")
+        pixels = decode(data, self.preprocessing).pixels.permute(1, 2, 0)
+        return np.ascontiguousarray(pixels.numpy())
+
+    @cached_property
+    def references(self) -> dict[str, ImageRef]:
+        """Where each image lies that a table speaks of, by id, in the order of the files.
+
+        One scan of `images`, and one of the column `image_id` of every table that has it.
+        """
+        names = [f.name for f in fields(ImageRef)]
+        wanted = pa.array(sorted(self._mentioned()), pa.string())
+        chosen = ds.field("id").isin(wanted) & (ds.field("status") == Status.OK.value)
+        table = self.dataset("images").to_table(columns=["id", *names], filter=chosen)
+        table = table.sort_by([(name, "ascending") for name in names])
+        return {row.pop("id"): ImageRef(**row) for row in table.to_pylist()}
+
+    def _mentioned(self) -> set[str]:
+        """Ids of the images that any table speaks of, read batch by batch: some tables are long."""
+        found: set[str] = set()
+        for table in self.tables:
+            dataset = self.dataset(table)
+            if "image_id" in dataset.schema.names:
+                for batch in dataset.to_batches(columns=["image_id"]):
+                    found.update(pc.unique(batch["image_id"]).to_pylist())
+        return found
+
+    def _check(self, layer: str, feature: int | None = None) -> None:
+        if layer not in self.layers:
+            raise UsageError(
+                f"{self.run}: no layer {layer!r}; its layers are {', '.join(self.layers)}"
+            )
+        channels = self.layers[layer].channels
+        if feature is not None and not 0 <= feature < channels:
+            raise UsageError(f"{layer} has no feature {feature}; it has 0 to {channels - 1}")
+
+    def _holds(self, store: str, path: str) -> bool:
+        # The name of a layer is whatever run.json says: it must not lead out of the run.
+        inside = ".." not in path.split("/")
+        return inside and self._storage.exists(f"{store}/{path}/zarr.json")
+
+    def _array(self, store: str, path: str) -> zarr.Array[Any]:
+        if not self._holds(store, path):
+            raise UsageError(f"{self.run}: there is no {store}/{path}; was this layer deconvolved?")
+        return zarr.open_array(f"{self.run}/{store}", path=path, mode="r")
+
+
+def boxes(winners: pd.DataFrame) -> Iterable[Box | None]:
+    """The receptive field of each winner, or None where it is not known."""
+    for y0, x0, y1, x1 in winners[["y0", "x0", "y1", "x1"]].itertuples(index=False):
+        yield None if pd.isna(y0) else (int(y0), int(x0), int(y1), int(x1))
+
+
+def cut(
+    pixels: NDArray[np.uint8], box: Box | None, colour: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """The box out of an image (H, W, 3), with `colour` where the box reaches outside.
+
+    Without a box the whole image is returned.
+    """
+    if box is None:
+        return pixels
+    y0, x0, y1, x1 = box
+    height, width = pixels.shape[:2]
+    patch = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+    patch[:] = colour
+    top, bottom = max(y0, 0), min(y1, height)
+    left, right = max(x0, 0), min(x1, width)
+    if top < bottom and left < right:
+        patch[top - y0 : bottom - y0, left - x0 : right - x0] = pixels[top:bottom, left:right]
+    return patch
+
+
+def place(ref: ImageRef) -> str:
+    """A reference in words, for messages."""
+    if ref.row is not None:
+        return f"{ref.uri}, row group {ref.row_group}, row {ref.row}"
+    return ref.uri if ref.offset is None else f"{ref.uri}, byte {ref.offset}"
+
+
+def _layer(stored: dict[str, Any]) -> Layer:
+    values: dict[str, Any] = {f.name: stored.get(f.name) for f in fields(Layer)}
+    for name in ("stride", "field"):
+        if values[name] is not None:
+            values[name] = tuple(values[name])
+    return Layer(**values)

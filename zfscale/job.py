@@ -38,8 +38,10 @@ class Job(BaseModel):
     images: tuple[str, ...] = Field(
         default=(), description="Glob, folder, file or URL, or a list of them."
     )
-    format: Literal["webdataset", "parquet", "folder"] | None = Field(
-        default=None, description="Overrules what the names of the images say."
+    format: str | None = Field(
+        default=None,
+        description="Format of the images, e.g. webdataset, parquet or folder; left out, the "
+        "names of the files say it.",
     )
     classes: str | None = Field(
         default=None,
@@ -49,7 +51,20 @@ class Job(BaseModel):
     batch: int = Field(default=32, ge=1, description="Images in a batch; part of the fingerprint.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
     workers: int | Literal["auto"] = Field(
-        default="auto", description="Workers; auto is one per GPU, or one per four cores."
+        default="auto", description="Workers; auto is as many as there are GPUs, or cores for."
+    )
+    threads_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads that compute in a worker; part of the fingerprint. Left out, 4, or "
+        "as many as the machine has cores.",
+    )
+    decode_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads that decode images in a worker; left out, as many as compute.",
     )
     max_quarantined: float = Field(
         default=0.001,
@@ -124,7 +139,10 @@ def parse_as(
         raise UsageError(f"{place}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{place}: expected keys such as model, images; found {data!r:.80}")
-    for override in overrides:
+    keys = [override.partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if keys.count(key) > 1:
+            raise UsageError(f"--set {override}: the key {key} is given {keys.count(key)} times")
         _override(data, override)
     try:
         return schema.model_validate(data)
@@ -176,6 +194,6 @@ def _override(data: dict[str, Any], override: str) -> None:
             raise UsageError(f"--set {override}: {part} holds {child!r:.80}, not keys")
         place = child
     try:
-        place[last] = yaml.safe_load(value)
+        place[last] = yaml.load(value, Loader=_Loader)  # noqa: S506 (a safe one, see there)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--set {override}: the value is not valid YAML: {error}") from error

@@ -64,16 +64,17 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file (or one flat folder) of images, as the plan sees it.
+    """One file, or one folder, of images, as a listing shows it before anything is opened.
 
-    `images` counts every sample, the unreadable ones too. `label` is the class of all of
-    them where the folder says it; `labels` is the URI of a label file for a flat folder.
+    `version` is text that changes when the shard does: the time of change of a local file, the
+    ETag of an object; None where neither is known. `label` is the class of all its images where
+    its folder says it; `labels` is the URI of a label file for a flat folder.
     """
 
     format: str
     uri: str
-    images: int
     size: int
+    version: str | None = None
     label: int | None = None
     labels: str | None = None
 
@@ -147,13 +148,30 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class File:
+    """An immutable file of a run: its path relative to the run, its bytes, what it holds.
+
+    `table` is the table that it is a part of, under the name that its analysis gives it; None for
+    a part of an array. `rows` counts the rows of that table in this file.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    table: str | None = None
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRange:
     """Samples `start` to `stop` of one shard, less the positions in `skip`.
 
-    `skip` holds images that an earlier task already has: duplicates by content.
+    `index` is the segment that lists the samples of the shard. `skip` holds images that an
+    earlier task already has: duplicates by content.
     """
 
     shard: Shard
+    index: File
     start: int
     stop: int
     skip: tuple[int, ...] = ()
@@ -174,18 +192,19 @@ class ImageList:
 class Task:
     """The unit of work, of retry and of commit.
 
-    `stage` names a pass of an analysis; `payload` is plain JSON that this pass understands.
+    `analysis` is the name of the analysis it belongs to. `images` are what it reads: a shard to
+    be indexed, or images to be decoded. `payload` is plain JSON that this analysis understands.
     """
 
-    stage: str
-    images: ImageRange | ImageList | None = None
+    analysis: str
+    images: Shard | ImageRange | ImageList | None = None
     payload: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
-        """A name that depends on nothing but the work: the same task in any plan and any run."""
+        """20 hex digits that depend on nothing but the work: the same task in any plan and run."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     @property
     def size(self) -> int:
@@ -198,14 +217,8 @@ class Task:
             case _:
                 return 1
 
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """An immutable file that a task published, relative to the run."""
-
-    path: str
-    sha256: str
-    size: int
+    def __str__(self) -> str:
+        return f"{self.analysis} task {self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +248,17 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a finished task reports: the files it published and how its images ended."""
+    """What a finished task reports: the files it published and how its images ended.
+
+    `task` is the id of the task, `seconds` the time that it took, and `device` the model of GPU
+    or the instruction set of the CPU that computed it.
+    """
 
     task: str
     files: tuple[File, ...]
     counts: Counts
     seconds: float
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +324,27 @@ class Block:
     array: Array
     start: int
     data: NDArray[Any]
+
+
+def published_name(default: str, kind: str, name: str) -> str:
+    """How a table or array store of an analysis is called in the run.
+
+    Under the name of its kind an analysis publishes under the `default` names. Under another name
+    the kind at the beginning gives way to that name, or the name is put in front: of
+    `occlusion_images` becomes `small-occluder_images`, of `winners` `deep_winners`.
+    """
+    if name == kind:
+        return default
+    rest = default.removeprefix(kind)
+    if rest != default and rest[:1] in ("", "_", "."):
+        return name + rest
+    return f"{name}_{default}"
+
+
+def array_path(default: str, kind: str, name: str) -> str:
+    """Where an array of an analysis lies in the run: `default` with the store named after it."""
+    store, _, path = default.partition("/")
+    return f"{published_name(store, kind, name)}/{path}"
 
 
 def image_id(data: bytes) -> str:

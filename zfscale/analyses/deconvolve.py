@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from zfscale.analyses import Context, Output, Pass, View
 from zfscale.analyses.scan.tables import WINNERS
+from zfscale.analysis import Analysis, Context, Output, View
 from zfscale.convnet.deconvolution.deconvnet import Deconvnet
 from zfscale.records import Array, Block, Layer, Task
 
@@ -34,36 +34,25 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-def passes(options: Options) -> tuple[Pass, ...]:
-    """One pass, over blocks of features."""
-    deconvolve = Deconvolve(options)
-    return (
-        Pass(
-            "deconvolve",
-            deconvolve.plan,
-            deconvolve.run,
-            lambda view, tasks: iter(()),
-            check=deconvolve.check,
-            needs=("scan", "switches"),
-            arrays=deconvolve.arrays,
-        ),
-    )
+class Deconvolve(Analysis[Options]):
+    """Projections of all winners, over blocks of features."""
 
-
-class Deconvolve:
-    """The pass under given options; holds nothing else."""
-
-    def __init__(self, options: Options) -> None:
-        self.unpooling = options.unpooling
+    kind = "deconvolve"
+    Options = Options
+    needs = ("scan", "switches")
 
     def check(self, view: View) -> None:
         """Raises UnsupportedOperation if a layer cannot be deconvolved."""
         for name in view.layers:
-            Deconvnet.of(view.network, view.network.layer(name), self.unpooling)
+            Deconvnet.of(view.network, view.network.layer(name), self.options.unpooling)
+
+    def memory(self, view: View) -> int:
+        """The projections of one task."""
+        return SHARD_BYTES
 
     def plan(self, view: View) -> Sequence[Task]:
         """One task for every shard of projections that has a winner."""
-        winners = view.table(WINNERS)
+        winners = view.table("scan", WINNERS)
         names = ("feature", "rank", "score", "y", "x")
         tasks = []
         for array in self.arrays(view):
@@ -75,12 +64,12 @@ class Deconvolve:
                 if mine.any():
                     units = {name: winners[name][mine].tolist() for name in names}
                     block = {"layer": layer, "start": start, "stop": stop, "k": array.shape[1]}
-                    tasks.append(Task("deconvolve", payload=block | units))
+                    tasks.append(self.task(payload=block | units))
         return tasks
 
     def arrays(self, view: View) -> Sequence[Array]:
         """One array a layer: (features, k, h, w, 3), the receptive field in input pixels."""
-        winners = view.table(WINNERS)
+        winners = view.table("scan", WINNERS)
         if not len(winners["rank"]):
             return []
         k = int(winners["rank"].max()) + 1
@@ -91,11 +80,13 @@ class Deconvolve:
         """Project the winners of a block of features."""
         work = task.payload
         layer = context.network.layer(work["layer"])
-        deconvnet = Deconvnet.of(context.network, layer, self.unpooling)
+        deconvnet = Deconvnet.of(context.network, layer, self.options.unpooling)
         feature, rank = np.array(work["feature"]), np.array(work["rank"])
         row = feature - work["start"]
         switches = {
-            pool: context.read(f"switches.zarr/{layer.name}/{pool}", work["start"], work["stop"])
+            pool: context.read(
+                "switches", f"switches.zarr/{layer.name}/{pool}", work["start"], work["stop"]
+            )
             for pool in deconvnet.pools
         }
         array = _array(layer, deconvnet.field, work["k"])

@@ -1,14 +1,14 @@
-"""The second pass of a scan: read each winning image once more and store its pooling switches.
+"""switches: read each winning image of a scan once more and store its pooling switches.
 
-Late materialisation: the first pass stores none, since only winners need them. The network
-must give the recorded scores again, else the results of the first pass cannot be trusted.
+Late materialisation: the scan stores none, since only winners need them. The network
+must give the recorded scores again, else the results of the scan cannot be trusted.
 Switches: Zeiler & Fergus (ECCV 2014), section 2.1.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zfscale.analyses import Batch, Context, Output, Pass, View
 from zfscale.analyses.scan.tables import WINNERS
+from zfscale.analysis import Analysis, Batch, Context, NoOptions, Output, View
 from zfscale.convnet.deconvolution.switches import ABSENT, crop
 from zfscale.convnet.network import Network
 from zfscale.errors import IntegrityError, UnsupportedOperation
@@ -56,33 +56,24 @@ class Wins:
         return Wins(**columns)
 
 
-def revisit(names: tuple[str, ...] | None) -> Pass:
-    """The pass for the layers of a scan."""
-    switches = Switches(names)
-    return Pass(
-        "switches",
-        switches.plan,
-        switches.run,
-        switches.publish,
-        needs=("scan",),
-        arrays=switches.arrays,
-    )
+class Switches(Analysis[NoOptions]):
+    """The switches of the winners of a scan, where its network has max pools."""
 
-
-class Switches:
-    """The second pass over given layers; holds nothing else."""
-
-    def __init__(self, names: tuple[str, ...] | None) -> None:
-        self.names = names
+    kind = "switches"
+    needs = ("scan",)
 
     def plan(self, view: View) -> Sequence[Task]:
-        """Winning images in the order of the collection, cut so that a task fits in memory."""
-        layers = view.network.choose(self.names)
-        size = {layer.name: _record_bytes(view.network, layer) for layer in layers}
-        winners = view.table(WINNERS)
+        """Winning images in the order of the collection, in tasks that fit in memory.
+
+        Without a layer that has a max pool below it there is nothing to record, and no task.
+        """
+        shapes = {layer.name: _shapes(view.network, layer) for layer in _layers(view)}
+        size = {name: _record_bytes(pools) for name, pools in shapes.items() if pools}
+        winners = view.table("scan", WINNERS)
         places: dict[str, list[int]] = defaultdict(list)
         for row, image_id in enumerate(winners["image_id"]):
-            places[image_id].append(row)
+            if winners["layer"][row] in size:
+                places[image_id].append(row)
         tasks: list[Task] = []
         group: list[Image] = []
         held = 0
@@ -90,26 +81,26 @@ class Switches:
             needed = sum(size[winners["layer"][row]] for row in places[image.id])
             full = held + needed > TASK_BYTES or len(group) >= TASK_IMAGES
             if full and group and len(group) % view.batch == 0:
-                tasks.append(_task(group, places, winners))
+                tasks.append(self.task(*_work(group, places, winners)))
                 group, held = [], 0
             group.append(image)
             held += needed
-        return [*tasks, _task(group, places, winners)] if group else tasks
+        return [*tasks, self.task(*_work(group, places, winners))] if group else tasks
 
     def arrays(self, view: View) -> Sequence[Array]:
         """One array for every layer and pool below it: (features, k, channels, h, w)."""
-        ranks = view.table(WINNERS)["rank"]
+        ranks = view.table("scan", WINNERS)["rank"]
         if not len(ranks):
             return []
         return [
             _array(layer, pool, shape, int(ranks.max()) + 1)
-            for layer in view.network.choose(self.names)
+            for layer in _layers(view)
             for pool, shape in _shapes(view.network, layer).items()
         ]
 
     def run(self, context: Context, task: Task) -> Output:
         """Forward the winners of one task, check their scores, cut out their switches."""
-        layers = context.network.choose(self.names)
+        layers = [context.network.layer(name) for name in task.payload["winners"]]
         wins = {name: _from_json(rows) for name, rows in task.payload["winners"].items()}
         images = task.images.images if isinstance(task.images, ImageList) else ()
         at = {image.id: position for position, image in enumerate(images)}
@@ -128,9 +119,9 @@ class Switches:
             )
         return Output({"switches": _sorted(parts)} if parts else {})
 
-    def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[Block]:
+    def publish(self, view: View, tasks: Iterable[Task]) -> Iterator[Block]:
         """Gather the records by feature, one shard of an array at a time."""
-        done = view.done("switches")
+        done = view.done
         for array in self.arrays(view):
             _, layer, pool = array.path.split("/")
             for start in range(0, array.shape[0], array.shard):
@@ -145,14 +136,21 @@ class Switches:
                 yield Block(array, start, data)
 
 
-def _task(images: Sequence[Image], places: Mapping[str, list[int]], winners: Columns) -> Task:
+def _layers(view: View) -> list[Layer]:
+    return [view.network.layer(name) for name in view.layers]
+
+
+def _work(
+    images: Sequence[Image], places: Mapping[str, list[int]], winners: Columns
+) -> tuple[ImageList, dict[str, Any]]:
+    """What a task reads, and the places that these images won by layer."""
     names = ("feature", "rank", "score", "y", "x")
     layers: dict[str, list[list[Any]]] = defaultdict(list)
     for position, image in enumerate(images):
         for row in places[image.id]:
             values = [winners[name][row].item() for name in names]
             layers[winners["layer"][row]].append([position, *values])
-    return Task("switches", ImageList(tuple(images)), {"winners": dict(layers)})
+    return ImageList(tuple(images)), {"winners": dict(layers)}
 
 
 def _from_json(rows: Sequence[Sequence[Any]]) -> Wins:
@@ -170,8 +168,8 @@ def _shapes(network: Network, layer: Layer) -> dict[str, tuple[int, int, int]]:
         return {}  # the scan goes on; `deconvolve` says which operation is in the way
 
 
-def _record_bytes(network: Network, layer: Layer) -> int:
-    return sum(int(np.prod(shape)) for shape in _shapes(network, layer).values())
+def _record_bytes(pools: Mapping[str, tuple[int, int, int]]) -> int:
+    return sum(int(np.prod(shape)) for shape in pools.values())
 
 
 def _array(layer: Layer, pool: str, shape: tuple[int, int, int], k: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zfscale.engine.events import Summary
-    from zfscale.engine.worker import Executor, Setup
-    from zfscale.job import Job
+    from zfscale.engine.resolve import Machine, ResolvedJob
+    from zfscale.engine.worker import Executor
 
 sets = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
@@ -34,15 +35,22 @@ sets = click.option(
 @click.option(
     "--max-quarantined", type=float, metavar="F", help="The same as --set max_quarantined=F."
 )
+@click.option(
+    "--replace",
+    "replaced",
+    multiple=True,
+    metavar="NAME",
+    help="Drop the results of this analysis first; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary as JSON lines.")
 def run(
     job_file: str,
     overrides: tuple[str, ...],
     address: str | None,
     serial: bool,
-    workers: int | None,
-    max_quarantined: float | None,
+    replaced: tuple[str, ...],
     as_json: bool,
+    **shorthands: float | None,
 ) -> None:
     """Carry out a job, or what is left of it.
 
@@ -52,19 +60,21 @@ def run(
 
     if serial and address is not None:
         raise UsageError("--serial and --address contradict each other: give one of them")
-    same = {"workers": workers, "max_quarantined": max_quarantined}
-    overrides += tuple(f"{key}={value}" for key, value in same.items() if value is not None)
+    # `workers` and `max_quarantined`
+    overrides += tuple(f"{key}={value}" for key, value in shorthands.items() if value is not None)
     wanted = job.load(job_file, overrides)
     from zfscale.engine import driver, progress, resolve
 
     with resumable(), progress.shown(sys.stderr, as_json) as report:
-        setup = resolve.resolve(wanted, _device_of(address) if address else resolve.local_device)
-        summary = driver.run(setup, _executor(address, serial), report)
+        machine = _machine_of(address) if address else resolve.local_machine
+        command = job_command(job_file, overrides, address, serial)
+        resolved = resolve.resolve(wanted, machine, replaced, command)
+        summary = driver.run(resolved, _executor(address, serial), report)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:
         click.echo("\n".join(lines(summary)))
-    _check_budget(summary, setup.job)
+    _check_budget(summary, resolved.max_quarantined)
 
 
 def lines(summary: Summary) -> list[str]:
@@ -102,33 +112,41 @@ def _tell(epoch: object) -> None:
     click.echo(json.dumps(asdict(epoch)), err=True)  # type: ignore[call-overload]
 
 
-def _device_of(address: str) -> Callable[[], str]:
-    """The machine that plans often has no GPU while the cluster has: ask the cluster."""
-    from zfscale.cluster import resources as capacity
+def job_command(
+    job_file: str, overrides: tuple[str, ...], address: str | None, serial: bool
+) -> str:
+    """The command line that goes on with a job."""
+    sets = [argument for override in overrides for argument in ("--set", override)]
+    where = ["--serial"] if serial else [] if address is None else ["--address", address]
+    return shlex.join(["zfscale", "run", job_file, *sets, *where])
 
-    return lambda: capacity.device(address)
+
+def _machine_of(address: str) -> Callable[[], Machine]:
+    """The machine that plans may have no GPU and other cores than the cluster: ask the cluster."""
+    from zfscale.cluster import resources
+
+    return lambda: resources.machine(address)
 
 
-def _executor(address: str | None, serial: bool) -> Callable[[Setup], Executor]:
+def _executor(address: str | None, serial: bool) -> Callable[[ResolvedJob], Executor]:
     if serial:
         from zfscale.engine.worker import Serial
 
         return Serial
     from zfscale.cluster.pool import RayPool
 
-    def pool(setup: Setup) -> Executor:
-        workers = None if setup.job.workers == "auto" else setup.job.workers
-        return RayPool(setup, workers, address)
+    def pool(job: ResolvedJob) -> Executor:
+        return RayPool(job, job.workers, address)
 
     return pool
 
 
-def _check_budget(summary: Summary, job: Job) -> None:
-    allowed = job.max_quarantined * summary.counts.images
+def _check_budget(summary: Summary, max_quarantined: float) -> None:
+    allowed = max_quarantined * summary.counts.images
     if summary.counts.quarantined > allowed:
         raise OverBudget(
             f"{summary.counts.quarantined:,} images were quarantined, more than the "
-            f"{job.max_quarantined:.2%} that max_quarantined allows; the results are complete "
+            f"{max_quarantined:.2%} that max_quarantined allows; the results are complete "
             f"without them, and {summary.run}/images says why each"
         )
 

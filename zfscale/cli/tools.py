@@ -43,12 +43,60 @@ def _by(pair: tuple[int, int] | None) -> str:
 
 @click.command()
 @click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def show(run: str, as_json: bool) -> None:
+    """Print the analyses of a run: state, counts, size, time, and how to go on."""
+    from zfscale.engine.progress import duration
+    from zfscale.runs import manifest
+    from zfscale.runs.summary import summarise
+    from zfscale.storage import open_storage
+
+    state = manifest.load(open_storage(run))
+    analyses = summarise(state)
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in analyses], indent=2))
+        return
+    name = max(8, *(len(each.name) for each in analyses))
+    kind = max(4, *(len(each.kind) for each in analyses))
+    click.echo(
+        f"{'analysis':{name}}  {'kind':{kind}}  state        tasks      images        rows"
+        "        size        time"
+    )
+    for each in analyses:
+        click.echo(
+            f"{each.name:{name}}  {each.kind:{kind}}  {each.state:11}  {each.tasks:5,}  "
+            f"{each.counts.images:10,}  {each.rows:10,}  {_size(each.size or each.kept):>10}  "
+            f"{duration(each.seconds):>10}"
+        )
+    for each in analyses:
+        if each.state == "running":
+            click.echo(
+                f"\n{each.name} is under way, or its job was killed: the last commit was at "
+                f"{state.written}"
+            )
+        if each.error is not None:
+            click.echo(f"\n{each.name} {each.state}: {each.error}")
+    for command in dict.fromkeys(each.command for each in analyses if each.command):
+        click.echo(f"\nGo on with:\n  {command}")
+
+
+def _size(size: float) -> str:
+    """Bytes in words: 12 kB, 3.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
 def verify(run: str) -> None:
     """Check manifest, hashes and accounting of a run, and print one digest of its results."""
     from zfscale.errors import IntegrityError
     from zfscale.runs import manifest
     from zfscale.runs.digest import digest
-    from zfscale.runs.verify import check_accounting, find_damage
+    from zfscale.runs.verify import check_accounting, check_record, find_damage
     from zfscale.storage import open_storage
 
     storage = open_storage(run)
@@ -57,12 +105,14 @@ def verify(run: str) -> None:
     if damage:
         told = "\n".join(f"  {each}" for each in damage)
         raise IntegrityError(f"{run}: {len(damage)} files are not what was committed:\n{told}")
-    counts = check_accounting(storage, state)
-    click.echo(
-        f"{counts.images:,} images = {counts.ok:,} ok + {counts.quarantined:,} quarantined + "
-        f"{counts.duplicate:,} duplicate; every file is as it was committed",
-        err=True,
-    )
+    check_record(storage, state)
+    for name, counts in check_accounting(storage, state).items():
+        click.echo(
+            f"{name}: {counts.images:,} images = {counts.ok:,} ok + {counts.quarantined:,} "
+            f"quarantined + {counts.duplicate:,} duplicate",
+            err=True,
+        )
+    click.echo("every file is as it was committed", err=True)
     click.echo(digest(storage))
 
 
@@ -105,13 +155,7 @@ def parts(count: int, out: str, seed: int) -> None:
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of a job file, the options of every analysis included."""
-    from zfscale import analyses
-    from zfscale.job import Job
-
-    document = Job.model_json_schema()
-    options = {name: analyses.load(name).Options.model_json_schema() for name in analyses.names()}
-    document["properties"]["analyses"] |= {"properties": options, "additionalProperties": False}
-    click.echo(json.dumps(document, indent=2))
+    click.echo(json.dumps(job_schema(), indent=2))
 
 
 @click.command()
@@ -130,4 +174,4 @@ def gc(run: str, delete: bool) -> None:
     click.echo(f"{len(found):,} files, {sum(size for _, size, _ in found):,} bytes {done}")
 
 
-COMMANDS = (layers, verify, gallery, images, schema, gc)
+COMMANDS = (layers, show, verify, gallery, images, schema, gc)

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 import zfscale
 from zfscale import models
 from zfscale.convnet.network import Network
-from zfscale.engine.worker import Setup
+from zfscale.engine.resolve import ResolvedJob
 
 LIBRARIES = ("numpy", "pillow", "torch", "torchvision")
 """Libraries whose version may change a result."""
 
 
-def fingerprint(setup: Setup, network: Network) -> dict[str, Any]:
-    """The parts by name, as plain JSON."""
+def fingerprint(job: ResolvedJob, network: Network) -> dict[str, Any]:
+    """The parts by name, as plain JSON; not the device, for a worker says which it has."""
     return {
-        "model": setup.job.model,
+        "model": job.model,
         "network": models.fingerprint(network),
         "preprocessing": asdict(network.preprocessing),
-        "batch": setup.job.batch,
-        "device": _device(setup),
-        "threads": setup.threads,
+        "batch": job.batch,
+        "threads_per_worker": job.threads_per_worker,
         "versions": {"zfscale": zfscale.__version__} | {name: version(name) for name in LIBRARIES},
     }
 
 
-def _device(setup: Setup) -> str:
-    """The class of device that promises equal bytes."""
-    if setup.device == "cuda":
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+def described(job: ResolvedJob, network: Network) -> dict[str, Any]:
+    """What run.json says of the run as a whole, for readers of its results and for later jobs."""
+    return {
+        "job": job.remembered,
+        "preprocessing": asdict(network.preprocessing),
+        "untraceable": network.untraceable,
+    }

@@ -1,74 +1,410 @@
-"""A job with nothing left out: what it does not say is taken from its run or from the machine.
+"""A job with nothing left out: one frozen plan, checked once, that driver and workers read.
 
-Opens nothing for writing, and reads no image.
+What the job file does not say is taken from its run or from the machine. Nobody reads the job
+file's raw keys after this. Opens nothing for writing, and reads no image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+from pydantic import BaseModel, ValidationError
 
-from zfscale import analyses
-from zfscale.engine.worker import Setup
+from zfscale import analyses, collection
+from zfscale.analysis import FILE, Analysis
 from zfscale.errors import UsageError
-from zfscale.job import Job
+from zfscale.job import Job, explain
+from zfscale.records import Array, Block, array_path, published_name
 from zfscale.runs import manifest as manifests
+from zfscale.runs.manifest import Manifest
 from zfscale.storage import files, open_storage
 
-GROUP = 4
-"""Threads of a worker at most. Their number changes sums within some convolutions, so it does
-not depend on how many workers there are, and is part of the fingerprint."""
+THREADS = 4
+"""Threads of a worker, unless the job says how many or its machine has fewer cores."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_RESERVED = frozenset({"gallery", "manifest", "segments"})
+_IDENTITY = ("use", "needs")
+"""Keys of an analysis in a job file that are no options of its kind."""
 
 
-def local_device() -> str:
-    """What `device: auto` stands for where the workers are on this machine."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+@dataclass(frozen=True)
+class Machine:
+    """What workers will run on: `device` is cpu or cuda, `cores` those of its largest machine."""
+
+    device: str
+    cores: int
 
 
-def resolve(job: Job, auto: Callable[[], str] = local_device) -> Setup:
-    """The job with nothing left out: paths absolute, what it does not say taken from its run.
+@dataclass(frozen=True)
+class Stage:
+    """A named analysis with its validated options, and which others it depends on.
 
-    `auto` is asked for the device, cpu or cuda, if the job leaves it open. Raises UsageError if
-    neither the job nor an existing run says something that is needed.
+    `needs` maps a kind to the name of the analysis in the run that serves it. `files` maps each
+    option that names a file to the SHA-256 of its content.
     """
-    job = _remembered(job)
-    device = auto() if job.device == "auto" else job.device
-    return Setup(job, device, threads=min(GROUP, os.cpu_count() or 1))
+
+    analysis: Analysis[Any]
+    needs: Mapping[str, str]
+    files: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The name of the analysis in the run."""
+        return self.analysis.name
+
+    @property
+    def kind(self) -> str:
+        """The kind of the analysis."""
+        return self.analysis.kind
+
+    def published_as(self, name: str) -> str:
+        """How a table or array store of this analysis is called in the run."""
+        return published_name(name, self.kind, self.name)
+
+    def located(self, array: Array) -> Array:
+        """An array of this analysis, at the path that it has in the run."""
+        return replace(array, path=array_path(array.path, self.kind, self.name))
+
+    def placed(self, block: Block) -> Block:
+        """A block of an array of this analysis, at the path that it has in the run."""
+        return replace(block, array=self.located(block.array))
 
 
-def _remembered(job: Job) -> Job:
-    job = job.model_copy(update={"run": files.canonical(job.run)})
-    storage = open_storage(job.run)
+@dataclass(frozen=True)
+class ResolvedJob:
+    """A job as driver and workers read it; picklable.
+
+    Paths are absolute. `workers` None is as many as fit. `threads_per_worker` compute, and are
+    part of the fingerprint; `decode_threads` decode beside them, and are not. `stages` are in
+    the order in which they are done. `device_name` is the model of GPU, or the instruction set of
+    the CPU, that the run has results of: workers must have the same; None where there are none.
+    `replaced` are analyses whose results are dropped first.
+    `command` is the command line that goes on with the job.
+    """
+
+    run: str
+    model: str
+    weights: str | None
+    images: tuple[str, ...]
+    format: str | None
+    classes: str | None
+    batch: int
+    device: str
+    workers: int | None
+    threads_per_worker: int
+    decode_threads: int
+    max_quarantined: float
+    stages: tuple[Stage, ...]
+    device_name: str | None = None
+    replaced: tuple[str, ...] = ()
+    command: str | None = None
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What a later job on the same run need not say again, by key of the job file."""
+        keys = (
+            *("model", "weights", "images", "format", "classes"),
+            *("batch", "threads_per_worker", "max_quarantined"),
+        )
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+
+def local_machine() -> Machine:
+    """This machine."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    return Machine("cuda" if torch.cuda.is_available() else "cpu", cores)
+
+
+def resolve(
+    job: Job,
+    machine: Callable[[], Machine] = local_machine,
+    replaced: tuple[str, ...] = (),
+    command: str | None = None,
+) -> ResolvedJob:
+    """The job with nothing left out.
+
+    `machine` is asked for device and cores if the job or its run leave them open. Raises
+    UsageError naming the key, the value and what was expected.
+    """
+    run = files.canonical(job.run)
+    known, _ = manifests.latest(open_storage(run))
+    job = _with_memory(job, known)
+    images = tuple(files.canonical(place) for place in job.images)
+    for place in images:
+        if f"{run}/".startswith(f"{place}/") or place.startswith(f"{run}/"):
+            raise UsageError(f"run: {run} and the images at {place} lie one inside the other")
+    collection.check_format(job.format)
+    if job.model is None:
+        raise UsageError(f"model: missing, and no run at {run} knows it")
+    unknown = [name for name in replaced if known is None or name not in known.analyses]
+    if unknown:
+        have = ", ".join(known.analyses) if known else "none"
+        raise UsageError(f"--replace {unknown[0]}: {run} has no such analysis; it has {have}")
+    stages = _stages(job, images, known, replaced)
+    if any(stage.kind == "index" for stage in stages) and not images:
+        raise UsageError(f"images: missing, and no run at {run} knows them")
+    needs_machine = job.device == "auto" or job.threads_per_worker is None
+    found = machine() if needs_machine else Machine(job.device, THREADS)
+    device = found.device if job.device == "auto" else job.device
+    threads = job.threads_per_worker or max(1, min(THREADS, found.cores))
+    return ResolvedJob(
+        run=run,
+        model=job.model,
+        weights=_place(job.weights),
+        images=images,
+        format=job.format,
+        classes=_place(job.classes),
+        batch=job.batch,
+        device=device,
+        workers=None if job.workers == "auto" else job.workers,
+        threads_per_worker=threads,
+        decode_threads=job.decode_threads or threads,
+        max_quarantined=job.max_quarantined,
+        stages=stages,
+        device_name=_device_name(known, replaced),
+        replaced=replaced,
+        command=command,
+    )
+
+
+def _with_memory(job: Job, known: Manifest | None) -> Job:
+    """The job with what it does not say taken from its run."""
     said = job.model_dump(include=job.model_fields_set | {"run", "analyses"})
-    known, _ = manifests.latest(storage)
-    remembered = {} if known is None else dict(known.facts["spec"])
-    remembered.pop("analyses", None)
-    job = Job.model_validate(remembered | said)
-    for key in ("model", "images"):
-        if not getattr(job, key):
-            raise UsageError(f"{key}: missing, and no run at {job.run} knows it")
-    places = {"images": tuple(files.canonical(place) for place in job.images)}
-    named = {
-        key: files.canonical(value)
-        for key, value in (("weights", job.weights), ("classes", job.classes))
-        if value is not None and not value.startswith("seed:")
+    remembered = {} if known is None else dict(known.metadata.get("job", {}))
+    try:
+        return Job.model_validate(remembered | said)
+    except ValidationError as error:
+        raise UsageError(f"{job.run}: what the run remembers: {explain(error, Job)}") from error
+
+
+def _device_name(known: Manifest | None, replaced: tuple[str, ...]) -> str | None:
+    """On what the results of a run were computed that this job keeps."""
+    if known is None:
+        return None
+    kept = any(state.tasks for name, state in known.analyses.items() if name not in replaced)
+    name: str | None = known.fingerprint.get("device") if kept else None
+    return name
+
+
+def _place(value: str | None) -> str | None:
+    """A file as everybody else will find it; None and seeds as they are."""
+    return value if value is None or value.startswith("seed:") else files.canonical(value)
+
+
+def _stages(
+    job: Job, images: tuple[str, ...], known: Manifest | None, replaced: tuple[str, ...]
+) -> tuple[Stage, ...]:
+    """The analyses of the job in their order, with those that they bring or that come first."""
+    entries = {name: dict(given) for name, given in job.analyses.items()}
+    for name in entries:
+        _check_name(name)
+    kinds: dict[str, type[Analysis[Any]]] = {}
+    for name, given in entries.items():
+        kinds[name] = _kind(name, given)
+    for name in list(entries):
+        for kind in kinds[name].brings:
+            if not _is_brought(kind, name, entries, kinds):
+                own = kind if name == kinds[name].kind else f"{name}-{kind}"
+                place = list(entries).index(name) + 1
+                entries = _inserted(entries, place, own, {"needs": {kinds[name].kind: name}})
+                kinds[own] = analyses.load(kind)
+    if any("index" in kind.needs for kind in kinds.values()):
+        given = {"images": images, "format": job.format}
+        entries, kinds = {"index": given} | entries, {"index": analyses.load("index")} | kinds
+    depends = {} if known is None else {
+        name: (state.kind, dict(state.needs)) for name, state in known.analyses.items()
+        if name not in replaced
+    }  # fmt: skip
+    stages: list[Stage] = []
+    for name, given in entries.items():
+        analysis = kinds[name]
+        needs = _needs(name, analysis, given.get("needs"), depends)
+        options = _options(name, analysis, given)
+        stages.append(Stage(analysis(options, name), needs, _contents(name, options)))
+        depends[name] = (analysis.kind, needs)
+    _check_tables(stages, known)
+    return tuple(stages)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise UsageError(
+            f"analyses.{name}: expected a name of letters, digits, - and _, which begins with a "
+            f"letter or digit and is none of {', '.join(sorted(_RESERVED))}"
+        )
+    if name == "index":
+        raise UsageError(
+            "analyses.index: the collection is indexed by itself: say `images` and `format` "
+            "at the top of the job file"
+        )
+
+
+def _kind(name: str, given: Mapping[str, Any]) -> type[Analysis[Any]]:
+    kind = given.get("use", name)
+    if not isinstance(kind, str):
+        raise UsageError(f"analyses.{name}.use: {kind!r:.80}: expected the kind of an analysis")
+    if kind not in analyses.names():
+        place = f"analyses.{name}" if kind == name else f"analyses.{name}.use: {kind}"
+        raise UsageError(
+            f"{place}: there is no such kind of analysis; there are {', '.join(analyses.names())}. "
+            f"An analysis under a name of its own says its kind: `{name}: {{use: KIND}}`"
+        )
+    return analyses.load(kind)
+
+
+def _is_brought(
+    kind: str,
+    name: str,
+    entries: Mapping[str, Mapping[str, Any]],
+    kinds: Mapping[str, type[Analysis[Any]]],
+) -> bool:
+    """Whether the job itself names an analysis of `kind` that works on the one called `name`."""
+    for other, given in entries.items():
+        needs = given.get("needs")
+        if kinds[other].kind == kind and (not isinstance(needs, dict) or name in needs.values()):
+            return True
+    return False
+
+
+def _inserted(
+    entries: dict[str, dict[str, Any]], place: int, name: str, given: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    items = list(entries.items())
+    return dict([*items[:place], (name, given), *items[place:]])
+
+
+def _needs(
+    name: str,
+    kind: type[Analysis[Any]],
+    said: Any,
+    depends: Mapping[str, tuple[str, Mapping[str, str]]],
+) -> dict[str, str]:
+    """Which analysis, of those before it or in the run, serves each kind that this one needs."""
+    if said is None:
+        said = {}
+    if not isinstance(said, dict) or set(said) - set(kind.needs):
+        raise UsageError(
+            f"analyses.{name}.needs: {said!r:.80}: expected the names of other analyses by kind, "
+            f"of {', '.join(kind.needs) or 'no kind, since it needs none'}"
+        )
+    chosen: dict[str, str] = {}
+    for needed in kind.needs:
+        candidates = [other for other, (its_kind, _) in depends.items() if its_kind == needed]
+        if needed in said:
+            if said[needed] not in candidates:
+                raise UsageError(
+                    f"analyses.{name}.needs.{needed}: {said[needed]!r:.80}: expected the name of "
+                    f"a {needed} of this run or before it in the job; there are "
+                    f"{', '.join(candidates) or 'none'}"
+                )
+            chosen[needed] = said[needed]
+            continue
+        # One that itself rests on what was chosen already: the switches of that scan.
+        fitting = [
+            other
+            for other in candidates
+            if all(chosen.get(k, v) == v for k, v in depends[other][1].items())
+        ]
+        if needed in fitting:
+            chosen[needed] = needed
+        elif len(fitting) == 1:
+            chosen[needed] = fitting[0]
+        elif fitting:
+            raise UsageError(
+                f"analyses.{name}: it works on the results of a {needed}, of which there are "
+                f"{', '.join(fitting)}: say which with `needs: {{{needed}: NAME}}`"
+            )
+        else:
+            raise UsageError(
+                f"analyses.{name}: it works on the results of {needed}, which neither the run has "
+                f"nor the job before it: add `{needed}: {{}}` before {name}"
+            )
+    return chosen
+
+
+def _options(name: str, kind: type[Analysis[Any]], given: Mapping[str, Any]) -> BaseModel:
+    """The options of an analysis. Raises UsageError naming key, value and what was expected."""
+    own = {key: value for key, value in given.items() if key not in _IDENTITY}
+    for key in option_files(kind) & own.keys():
+        if isinstance(own[key], str):
+            own[key] = files.canonical(own[key])
+    try:
+        return kind.Options.model_validate(own)
+    except ValidationError as error:
+        place = f"analyses.{name}." if name != "index" else ""
+        raise UsageError(explain(error, kind.Options, place)) from error
+
+
+def option_files(kind: type[Analysis[Any]]) -> set[str]:
+    """Options of a kind that name a file."""
+    properties = kind.Options.model_json_schema().get("properties", {})
+    return {key for key, described in properties.items() if described.get("format") == FILE}
+
+
+def _contents(name: str, options: BaseModel) -> dict[str, str]:
+    """The SHA-256 of each file that the options name."""
+    hashes = {}
+    for key, described in type(options).model_json_schema().get("properties", {}).items():
+        place = getattr(options, key, None)
+        if described.get("format") == FILE and place is not None:
+            try:
+                content = files.read_whole(place)
+            except OSError as error:
+                raise UsageError(
+                    f"analyses.{name}.{key}: {place}: cannot be read: {error}"
+                ) from error
+            hashes[key] = hashlib.sha256(content).hexdigest()
+    return hashes
+
+
+def _check_tables(stages: list[Stage], known: Manifest | None) -> None:
+    """Refuse two analyses of one run that would publish under one name."""
+    owners: dict[str, str] = {}
+    if known is not None:
+        for name, state in known.analyses.items():
+            owners |= {file.path.partition("/")[0]: name for file in state.published.values()}
+    for stage in stages:
+        for table in stage.analysis.tables:
+            published = stage.published_as(table.name)
+            owner = owners.setdefault(published, stage.name)
+            if owner != stage.name:
+                raise UsageError(
+                    f"analyses.{stage.name}: its table {published} would be called like one of "
+                    f"{owner}: give it another name"
+                )
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job file, with the options of every kind of analysis."""
+    document = Job.model_json_schema()
+    described = {
+        kind: analyses.load(kind).Options.model_json_schema()
+        for kind in analyses.names()
+        if kind != "index"
     }
-    options = {name: _with_places(name, given) for name, given in job.analyses.items()}
-    job = job.model_copy(update=places | named | {"analyses": options})
-    scanned = tuple(remembered.get("images", job.images))
-    if "scan" not in job.analyses and scanned != job.images:
-        told = "leave images out of a job that does not scan"
-        raise UsageError(f"images: {job.run} holds a scan of {scanned}; {told}")
-    for place in job.images:
-        if f"{job.run}/".startswith(f"{place}/") or place.startswith(f"{job.run}/"):
-            raise UsageError(f"run: {job.run} and the images at {place} lie one inside the other")
-    return job
+    common = {
+        "needs": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "Which analysis of the run serves each kind that this one needs.",
+        }
+    }
 
+    def of_kind(kind: str, use: dict[str, Any], required: list[str]) -> dict[str, Any]:
+        schema = described[kind]
+        properties = {"use": use | {"const": kind}} | common | schema.get("properties", {})
+        return schema | {"properties": properties, "required": required}
 
-def _with_places(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Options of an analysis with the files that they name made absolute."""
-    places = analyses.files(name, given)
-    return given | {key: files.canonical(place) for key, place in places.items()}
+    says = {"description": "The kind of this analysis; left out, its name says it."}
+    document["properties"]["analyses"] |= {
+        "properties": {kind: of_kind(kind, says, []) for kind in described},
+        "additionalProperties": {"oneOf": [of_kind(kind, says, ["use"]) for kind in described]},
+    }
+    return document

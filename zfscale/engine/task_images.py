@@ -1,6 +1,6 @@
-"""The images of one task: read, decoded ahead, cut into batches, and accounted for.
+"""The images of one task: read, decoded ahead, put into batches, and accounted for.
 
-Knows sources; not what is computed on a batch, nor where results go.
+Knows the collection; not what is computed on a batch, nor where results go.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zfscale import collection as sources
-from zfscale.analyses import Batch
+from zfscale import collection
+from zfscale.analysis import Batch
 from zfscale.collection.decode import Decoded, Quarantine, decode_ahead
+from zfscale.engine.resolve import ResolvedJob
 from zfscale.errors import IntegrityError
 from zfscale.records import (
     Columns,
@@ -32,19 +32,26 @@ from zfscale.records import (
     Task,
     image_id,
 )
+from zfscale.runs.image_index import references
+from zfscale.storage.base import Storage
 
 
-class Feed:
-    """Batches of one task and the outcome of each of its images."""
+class TaskImages:
+    """Batches of one task and the outcome of each of its images.
+
+    `expected` says whether the task decodes images at all.
+    """
 
     def __init__(
-        self, task: Task, batch: int, preprocessing: Preprocessing, device: str, threads: int
+        self, task: Task, storage: Storage, job: ResolvedJob, preprocessing: Preprocessing
     ) -> None:
         self.task = task
-        self.batch = batch
+        self.expected = isinstance(task.images, ImageRange | ImageList)
+        self.batch = job.batch
         self.preprocessing = preprocessing
-        self.device = device
-        self.threads = threads
+        self.device = job.device
+        self.threads = job.decode_threads
+        self._storage = storage
         self._rows: dict[int, dict[str, Any]] = {}
         self._refused: dict[str, Reason] = {}
 
@@ -81,14 +88,17 @@ class Feed:
         )
 
     def outcomes(self) -> Columns:
-        """One row an image: index, id, key, reference, label, size, status, reason."""
+        """One row an image: position, id, width, height, status, reason.
+
+        The position is that in the shard for a range, that in the list for a list.
+        """
         rows = self._settled()
-        texts = ("id", "key", "uri", "status", "reason")
         columns: dict[str, NDArray[Any]] = {
-            name: np.array([row[name] for row in rows], dtype=object) for name in texts
+            name: np.array([row[name] for row in rows], dtype=object)
+            for name in ("id", "status", "reason")
         }
-        numbers = ("index", "offset", "length", "row_group", "row", "label", "width", "height")
-        for name in numbers:
+        columns["position"] = np.array([row["position"] for row in rows], np.int64)
+        for name in ("width", "height"):
             missing = [row[name] is None for row in rows]
             values = np.array([row[name] or 0 for row in rows], np.int64)
             columns[name] = np.ma.masked_array(values, missing)
@@ -107,7 +117,7 @@ class Feed:
         """Images that decode, once each by content; the others get their outcome here."""
         skip = self.task.images.skip if isinstance(self.task.images, ImageRange) else ()
         seen: set[str] = set()
-        samples = _read_ahead(_samples(self.task), 2 * self.batch)
+        samples = _read_ahead(self._samples(), 2 * self.batch)
         ahead = decode_ahead(samples, self.preprocessing, self.threads, 2 * self.batch)
         for sample, decoded in ahead:
             row = self._rows[sample.index] = _row(sample)
@@ -121,6 +131,14 @@ class Feed:
                 continue
             seen.add(decoded.id)
             yield _image(sample, decoded), decoded.pixels
+
+    def _samples(self) -> Iterator[Sample]:
+        match self.task.images:
+            case ImageRange() as images:
+                yield from collection.read(images.shard, references(self._storage, images))
+            case ImageList(images=images):
+                for index, image in enumerate(images):
+                    yield _again(index, image)
 
     def _blank(self) -> torch.Tensor:
         shape = (self.batch, 3, *self.preprocessing.crop)
@@ -149,21 +167,10 @@ def _read_ahead(samples: Iterator[Sample], ahead: int) -> Iterator[Sample]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _samples(task: Task) -> Iterator[Sample]:
-    match task.images:
-        case ImageRange(shard=shard, start=start, stop=stop):
-            yield from sources.read(shard, start, stop)
-        case ImageList(images=images):
-            for index, image in enumerate(images):
-                yield _again(index, image)
-        case None:
-            return
-
-
 def _again(index: int, image: Image) -> Sample:
     """Read an image that was accepted before. Changed bytes are as good as gone."""
     try:
-        data = sources.fetch(image.ref)
+        data = collection.fetch(image.ref)
     except (FileNotFoundError, IntegrityError):
         data = b""
     if image_id(data) != image.id:
@@ -173,11 +180,8 @@ def _again(index: int, image: Image) -> Sample:
 
 def _row(sample: Sample) -> dict[str, Any]:
     return {
-        "index": sample.index,
+        "position": sample.index,
         "id": None,
-        "key": sample.key,
-        "label": sample.label,
-        **asdict(sample.ref),
         "width": None,
         "height": None,
         "status": Status.OK,

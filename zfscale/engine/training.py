@@ -37,7 +37,7 @@ class TrainJob(BaseModel):
     model: str = Field(description="zfscale:NAME, torchvision:NAME or package.module:factory.")
     images: tuple[str, ...] = Field(min_length=1, description="Labelled images to learn from.")
     held_out: tuple[str, ...] = Field(min_length=1, description="Labelled images to test on.")
-    format: Literal["webdataset", "parquet", "folder"] | None = Field(
+    format: str | None = Field(
         default=None, description="Overrules what the names of the images say."
     )
     out: str = Field(

@@ -1,4 +1,4 @@
-"""The ledger of a run: which tasks are committed, and the protocol by which they become so.
+"""The ledger of a run: which tasks of which analysis are committed, and how they become so.
 
 Workers publish their files first. A commit then creates the next manifest, which must not exist:
 once that is durable the tasks are acknowledged, and they stay so. A second writer loses the
@@ -12,133 +12,155 @@ import hashlib
 import json
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from zfscale.errors import FingerprintMismatch, IntegrityError
 from zfscale.records import Counts, File, Receipt
 from zfscale.runs import manifest as manifests
-from zfscale.runs import record as run
-from zfscale.runs.manifest import RUNNING, Manifest
-from zfscale.runs.verify import Damage, find_damage
+from zfscale.runs import record
+from zfscale.runs.manifest import AnalysisState, Manifest, State
 from zfscale.storage.base import Storage, probe
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An analysis that a job wants: see `AnalysisState` for the fields."""
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Ledger:
     """The ledger of a run, open for writing by one process: of two, one stops at its next commit.
 
-    `notes` are sentences about what was found at opening and repaired.
+    `warnings` are sentences about what was found at opening and repaired.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, storage: Storage, manifest: Manifest, warnings: tuple[str, ...] = ()
+    ) -> None:
         self.storage = storage
         self.manifest = manifest
-        self.notes = notes
+        self.warnings = warnings
 
     @classmethod
     def open(
         cls,
         storage: Storage,
         fingerprint: Mapping[str, Any],
-        stages: Mapping[str, Any],
-        facts: Mapping[str, Any] | None = None,
+        planned: Mapping[str, Planned],
+        metadata: Mapping[str, Any] | None = None,
+        replaced: Collection[str] = (),
+        command: str | None = None,
     ) -> Ledger:
-        """Begin a run or take it up again, and commit that.
+        """Begin a run or take it up again, with the analyses of a job by name, and commit that.
 
-        `fingerprint` are named parts that must never change; `stages` maps each stage of the job
-        to its options, which must not change once it has a committed task; `facts` are added to
-        run.json. All are plain JSON. Raises FingerprintMismatch naming what differs.
+        What analyses of the names `replaced` hold is dropped. `fingerprint` must be the same as
+        long as an analysis has committed tasks, and so must kind, options, files and needs of each
+        of them. `metadata` is added to that of the run. All are plain JSON. Raises
+        FingerprintMismatch naming what differs and the ways out.
         """
         probe(storage)
-        fingerprint, stages = _plain(fingerprint), _plain(stages)
+        fingerprint = _plain(fingerprint)
         old, damaged = manifests.latest(storage)
-        writer = uuid.uuid4().hex
-        if old is None:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            id_ = run_id(fingerprint, stages)
-            state = Manifest(0, writer, id_, now, RUNNING, fingerprint)
-        else:
-            _same(storage, "", old.fingerprint, fingerprint)
-            begun = {task.rpartition("-")[0] for task in old.tasks} & set(stages)
-            _same(storage, "options of ", _pick(old.stages, begun), _pick(stages, begun))
-            state = replace(old, writer=writer)
-        notes = [f"{path} is damaged; went back to the commit before it" for path in damaged]
-        ledger = cls(storage, state, tuple(notes))
-        kept = {**state.stages, **stages}
-        state = replace(state, number=_highest(storage), status=RUNNING, stages=kept)
-        ledger._create(state, facts or {})
+        now = _now()
+        state = old or Manifest(0, "", run_id(fingerprint, planned), now, now)
+        analyses = {n: s for n, s in state.analyses.items() if n not in replaced}
+        if any(analysis.tasks for analysis in analyses.values()):
+            _check_fingerprint(storage, state.fingerprint, fingerprint)
+        for name, wanted in planned.items():
+            analyses[name] = _take_up(storage, name, analyses.get(name), wanted, command)
+        warnings = tuple(
+            f"{path} is damaged; went back to the commit before it" for path in damaged
+        )
+        ledger = cls(storage, replace(state, number=_highest(storage)), warnings)
+        ledger._create(
+            writer=uuid.uuid4().hex,
+            # A worker says on what it computes, and no driver.
+            fingerprint={**_only(state.fingerprint, "device", analyses), **fingerprint},
+            metadata={**state.metadata, **_plain(metadata or {})},
+            analyses=analyses,
+        )
         return ledger
 
     @classmethod
     def take_over(cls, storage: Storage) -> Ledger:
         """Own an existing run as it is, whatever its fingerprint: an older writer then stops."""
-        state = replace(manifests.load(storage), writer=uuid.uuid4().hex)
-        ledger = cls(storage, state)
-        ledger._create(replace(state, number=_highest(storage)), {})
+        ledger = cls(storage, replace(manifests.load(storage), number=_highest(storage)))
+        ledger._create(writer=uuid.uuid4().hex)
         return ledger
 
-    @property
-    def committed(self) -> Mapping[str, Receipt]:
-        """Receipts of the committed tasks, by task id."""
-        return _Receipts(self.manifest)
+    def start(self, name: str, inputs: Mapping[str, str]) -> None:
+        """Commit that an analysis is being worked on, from the results of others in `inputs`."""
+        self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None)
 
-    @property
-    def published(self) -> Mapping[str, File]:
-        """Final files by path."""
-        return self.manifest.published
+    def commit(self, name: str, receipts: Iterable[Receipt]) -> None:
+        """Commit tasks of an analysis; on return they are durable.
 
-    def commit(
-        self,
-        receipts: Iterable[Receipt] = (),
-        *,
-        published: Iterable[File] = (),
-        withdrawn: Iterable[str] = (),
-        status: str = RUNNING,
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Commit tasks and published files; on return both are durable.
-
-        `withdrawn` are directories whose files no longer count as published: withdraw a table
-        before its files are replaced. `facts` are added to those of the run. A task that is
-        committed already with the same files changes nothing. Raises IntegrityError if it has
-        other files, or if another process writes to this run.
+        A task that is committed already with the same files changes nothing. Raises
+        IntegrityError if it has other files, if it was computed on another class of device, or if
+        another process writes to this run.
         """
-        new = self._new(receipts)
-        gone = tuple(f"{directory}/" for directory in withdrawn)
-        kept = {p: f for p, f in self.manifest.published.items() if not p.startswith(gone)}
-        final = kept | {file.path: file for file in published}
-        tasks = {**self.manifest.tasks, **new} if new else self.manifest.tasks
-        state = replace(self.manifest, status=status, published=final, tasks=tasks)
-        if state != self.manifest or facts:
-            self._create(state, facts or {})
-
-    def counts(self, stage: str, tasks: Collection[str] | None = None) -> Counts:
-        """Images of the committed tasks of a stage, or of those among `tasks`."""
-        chosen = self.manifest.tasks if tasks is None else tasks
-        mine = [t for t in chosen if t.rpartition("-")[0] == stage and t in self.manifest.tasks]
-        return sum((self.manifest.receipt(task).counts for task in mine), Counts())
-
-    def verify(self) -> list[Damage]:
-        """Every file of the run that is missing, or whose size or SHA-256 is wrong."""
-        return find_damage(self.storage, self.manifest)
-
-    def _new(self, receipts: Iterable[Receipt]) -> dict[str, str]:
+        analysis = self.manifest.analyses[name]
         new: dict[str, str] = {}
+        device = self.manifest.fingerprint.get("device")
         for receipt in receipts:
-            known = new.get(receipt.task) or self.manifest.tasks.get(receipt.task)
-            if known is None:
-                new[receipt.task] = manifests.entry(receipt)
+            device = _same_device(self.storage, device, receipt.device)
+            text = new.get(receipt.task) or analysis.tasks.get(receipt.task)
+            if text is None:
+                new[receipt.task] = manifests.entry(name, receipt)
             else:
-                _same_result(manifests.receipt(receipt.task, known), receipt)
-        return new
+                committed = replace(analysis, tasks={receipt.task: text}).receipt(receipt.task)
+                _same_result(name, committed, receipt)
+        if new:
+            fingerprint = {**self.manifest.fingerprint, **({"device": device} if device else {})}
+            tasks = {**analysis.tasks, **new}
+            self._update(name, fingerprint=fingerprint, tasks=tasks)
 
-    def _create(self, state: Manifest, facts: Mapping[str, Any]) -> None:
-        clash = run.KEYS & set(facts)
-        if clash:
-            raise ValueError(f"facts may not be called {sorted(clash)}")
-        merged = {**state.facts, **_plain(facts)}
-        state = replace(state, number=state.number + 1, facts=merged)
+    def withdraw(self, name: str) -> None:
+        """Commit that the published files of an analysis count no more: they will be replaced."""
+        analysis = self.manifest.analyses[name]
+        if analysis.published or analysis.results is not None:
+            self._update(name, published={}, results=None)
+
+    def publish(
+        self,
+        name: str,
+        files: Iterable[File],
+        results: str,
+        counts: Counts,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Commit the final files of an analysis, made from tasks whose hash is `results`."""
+        analysis = self.manifest.analyses[name]
+        self._update(
+            name,
+            published={file.path: file for file in files},
+            results=results,
+            counts=counts,
+            metadata={**analysis.metadata, **_plain(metadata or {})},
+        )
+
+    def end(self, name: str, state: State, seconds: float, error: str | None = None) -> None:
+        """Commit how the work on an analysis ended, and how long it took this time."""
+        self._update(name, state=state, seconds=round(seconds, 3), error=error)
+
+    def _update(
+        self, name: str, fingerprint: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
+        old = self.manifest.analyses[name]
+        new = replace(old, **changes)
+        if new != old:
+            analyses = {**self.manifest.analyses, name: new}
+            self._create(analyses=analyses, fingerprint=fingerprint or self.manifest.fingerprint)
+
+    def _create(self, **changes: Any) -> None:
+        state = replace(self.manifest, number=self.manifest.number + 1, written=_now(), **changes)
         path, data = manifests.path(state.number), manifests.encode(state)
         # A store may answer "exists" to a retry of its own: whose bytes they are tells who won.
         if not self.storage.create(path, data) and self.storage.read(path) != data:
@@ -147,15 +169,107 @@ class Ledger:
                 "one job at a time may: wait until it ends or stop it, then run this job again"
             )
         self.manifest = state
-        run.write(self.storage, state)
+        record.write(self.storage, state)
 
 
-def run_id(fingerprint: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
+def run_id(fingerprint: Mapping[str, Any], planned: Mapping[str, Planned]) -> str:
     """The id of a run: 16 hex digits of what it was begun with, so that equal runs have equal
     tables, and those of another collection can be told apart.
     """
+    stages = {name: [each.kind, each.options, each.files] for name, each in planned.items()}
     text = json.dumps([fingerprint, stages], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _take_up(
+    storage: Storage,
+    name: str,
+    old: AnalysisState | None,
+    wanted: Planned,
+    command: str | None,
+) -> AnalysisState:
+    """The state of an analysis that a job names. Raises FingerprintMismatch if it is another."""
+    new = AnalysisState(
+        kind=wanted.kind,
+        options=_plain(wanted.options),
+        files=dict(wanted.files),
+        needs=dict(wanted.needs),
+        metadata=_plain(wanted.metadata),
+        command=command,
+    )
+    if old is None or not old.tasks:
+        return new
+    differences = list(_differences("", _settings(old), _settings(new)))
+    if differences:
+        raise FingerprintMismatch(
+            f"analyses.{name}: {storage.url} has results of it with other options: "
+            f"{'; '.join(differences)}. Give the new ones another name, e.g. "
+            f"`{name}-2: {{use: {wanted.kind}, ...}}`, or drop the results that are there with "
+            f"--replace {name}"
+        )
+    return replace(old, options=new.options, metadata={**old.metadata, **new.metadata},
+                   command=command)  # fmt: skip
+
+
+def _settings(state: AnalysisState) -> dict[str, Any]:
+    """What must stay the same: the options, of a file that one names only the content."""
+    options = {key: value for key, value in state.options.items() if key not in state.files}
+    contents = {key: f"a file with SHA-256 {sha[:16]}" for key, sha in state.files.items()}
+    needs = {f"needs.{kind}": name for kind, name in state.needs.items()}
+    return {"use": state.kind, **options, **contents, **needs}
+
+
+def _check_fingerprint(storage: Storage, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    shared = {name: value for name, value in old.items() if name != "device" or name in new}
+    differences = list(_differences("", shared, new))
+    if differences:
+        raise FingerprintMismatch(
+            f"{storage.url}: the run was created with other settings: {'; '.join(differences)}. "
+            "Go on with the settings it was created with, or use a new run directory"
+        )
+
+
+def _same_device(storage: Storage, old: str | None, new: str) -> str | None:
+    if old and new and old != new:
+        raise FingerprintMismatch(
+            f"{storage.url}: device: {old} → {new}. The results of different devices may differ "
+            "in their last digits: go on with workers of the first kind, or use a new run directory"
+        )
+    return new or old
+
+
+def _same_result(name: str, old: Receipt, new: Receipt) -> None:
+    if set(old.files) == set(new.files) and old.counts == new.counts:
+        return
+    before, after = ({f.path: f.sha256 for f in r.files} for r in (old, new))
+    raise IntegrityError(
+        f"{name} task {old.task} gave two different results: committed {before} with "
+        f"{old.counts}, now {after} with {new.counts}; the computation is not deterministic on "
+        "this machine, or the images changed: scan into a new run"
+    )
+
+
+def _differences(prefix: str, old: Any, new: Any) -> Iterator[str]:
+    """Leaves that differ between two JSON values: `key: old → new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            inner = f"{prefix}.{name}" if prefix else name
+            yield from _differences(inner, old.get(name), new.get(name))
+    elif old != new:
+        yield f"{prefix}: {_brief(old)} → {_brief(new)}"
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _only(
+    fingerprint: Mapping[str, Any], part: str, analyses: Mapping[str, AnalysisState]
+) -> dict[str, Any]:
+    """One part of a fingerprint, as long as a committed task vouches for it."""
+    known = part in fingerprint and any(analysis.tasks for analysis in analyses.values())
+    return {part: fingerprint[part]} if known else {}
 
 
 def _highest(storage: Storage) -> int:
@@ -163,63 +277,8 @@ def _highest(storage: Storage) -> int:
     return max((at for at, _ in manifests.numbered(storage)), default=0)
 
 
-class _Receipts(Mapping[str, Receipt]):
-    """Receipts by task, decoded when asked for."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-
-    def __getitem__(self, task: str) -> Receipt:
-        return self._manifest.receipt(task)
-
-    def __contains__(self, task: object) -> bool:
-        return task in self._manifest.tasks
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._manifest.tasks)
-
-    def __len__(self) -> int:
-        return len(self._manifest.tasks)
-
-
-def _same_result(old: Receipt, new: Receipt) -> None:
-    if set(old.files) == set(new.files) and old.counts == new.counts:
-        return
-    before, after = ({f.path: f.sha256 for f in r.files} for r in (old, new))
-    raise IntegrityError(
-        f"task {old.task} gave two different results: committed {before} with {old.counts}, "
-        f"now {after} with {new.counts}; the computation is not deterministic on this machine, "
-        "or the images changed: scan into a new run"
-    )
-
-
-def _same(storage: Storage, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    differences = list(_differences("", old, new))
-    if differences:
-        raise FingerprintMismatch(
-            f"{storage.url}: this run was begun differently: "
-            + "; ".join(f"{what}{difference}" for difference in differences)
-            + "; go on with the settings it was begun with, or use a new run directory"
-        )
-
-
-def _differences(prefix: str, old: Any, new: Any) -> Iterator[str]:
-    """Leaves that differ between two JSON values, in words."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            inner = f"{prefix}.{name}" if prefix else name
-            yield from _differences(inner, old.get(name), new.get(name))
-    elif old != new:
-        yield f"{prefix} was {_brief(old)}, is now {_brief(new)}"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _pick(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    return {name: values.get(name) for name in names}
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

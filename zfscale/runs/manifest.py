@@ -11,51 +11,111 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
 from zfscale.errors import IntegrityError, UsageError
 from zfscale.records import Counts, File, Receipt
+from zfscale.runs import segments
 from zfscale.storage.base import Storage
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "manifest"
-RUNNING = "running"
-"""Status of a run whose job has not ended."""
 _HEAD = b'{"sha256":"%s","manifest":'
 _NAME = re.compile(rf"{FOLDER}/(\d{{8,}})\.json")
+
+
+class State(StrEnum):
+    """How far an analysis came. One that is `running` and has no job any more was killed."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class AnalysisState:
+    """A named analysis of a run.
+
+    `options` are those of its kind, as JSON; `files` maps each option that names a file to the
+    SHA-256 of what was in it. `needs` maps a kind to the name of the analysis that this one
+    depends on, and `inputs` these names to the `results` that it worked on. `metadata` is what
+    the analysis tells its readers. `tasks` maps the id of a committed task to the JSON text of
+    its entry: see `receipt`. `published` are final files by path, `results` is a hash of what
+    they were made from, None where nothing is published. `counts` and `seconds` are those of the
+    last time it was worked on to the end; `command` is the command line that goes on with it.
+    """
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    state: State = State.PLANNED
+    results: str | None = None
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+    error: str | None = None
+    command: str | None = None
+    published: Mapping[str, File] = field(default_factory=dict)
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def receipt(self, task: str) -> Receipt:
+        """The receipt of a committed task. Raises KeyError for another."""
+        return _receipt(task, self.tasks[task])
+
+    def receipts(self) -> Iterator[Receipt]:
+        """The receipts of all committed tasks."""
+        return (self.receipt(task) for task in self.tasks)
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a run holds.
 
-    `writer` is a random name of the process that wrote it. `fingerprint` are named parts as
-    JSON; `stages` maps a stage to its options; `facts` are what the driver wants in run.json.
-    `published` are final files by path. `tasks` maps a committed task to the JSON text of its
-    entry: see `entry` and `receipt`.
+    `writer` is a random name of the process that wrote it, `written` the time. `fingerprint` are
+    named parts as JSON that must stay as they are while any analysis has a committed task.
+    `metadata` is what run.json says of the run as a whole.
     """
 
     number: int
     writer: str
     run_id: str
     created: str
-    status: str
-    fingerprint: Mapping[str, Any]
-    stages: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    published: Mapping[str, File] = field(default_factory=dict)
-    tasks: Mapping[str, str] = field(default_factory=dict)
-
-    def receipt(self, task: str) -> Receipt:
-        """The receipt of a committed task. Raises KeyError for another."""
-        return receipt(task, self.tasks[task])
+    written: str
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    analyses: Mapping[str, AnalysisState] = field(default_factory=dict)
 
     def files(self) -> Iterator[File]:
-        """Every file that the run holds: of its tasks, then published ones."""
-        for task in self.tasks:
-            yield from self.receipt(task).files
-        yield from self.published.values()
+        """Every file that the run holds: of tasks, and published ones."""
+        for analysis in self.analyses.values():
+            for receipt in analysis.receipts():
+                yield from receipt.files
+            yield from analysis.published.values()
+
+    def published(self) -> Iterator[File]:
+        """The published files of all analyses."""
+        for analysis in self.analyses.values():
+            yield from analysis.published.values()
+
+    def is_outdated(self, name: str) -> bool:
+        """Whether the results of an analysis were made from others than those there are now."""
+        inputs = self.analyses[name].inputs
+        return any(
+            needed not in self.analyses
+            or self.analyses[needed].results != results
+            or self.is_outdated(needed)
+            for needed, results in inputs.items()
+        )
+
+    def is_readable(self, name: str) -> bool:
+        """Whether the results of an analysis are all there and belong together."""
+        return self.analyses[name].results is not None and not self.is_outdated(name)
 
 
 def path(number: int) -> str:
@@ -69,38 +129,65 @@ def number(path: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def entry(receipt: Receipt) -> str:
-    """A receipt as short JSON text: files, counts, seconds."""
-    task, counts = receipt.task, receipt.counts
-    files = [[_short(task, file), file.sha256, file.size] for file in receipt.files]
-    numbers = [counts.images, counts.ok, counts.quarantined, counts.duplicate, counts.non_finite]
-    return _dump([files, numbers, round(receipt.seconds, 3)])
+def entry(analysis: str, receipt: Receipt) -> str:
+    """A receipt as short JSON text: files, counts, seconds.
+
+    The path of a segment follows from what it holds, and is left out.
+    """
+    rows = []
+    for file in receipt.files:
+        follows = file.path == _segment(analysis, receipt.task, file)
+        path = None if follows else file.path
+        rows.append([path, file.sha256, file.size, file.table, file.rows])
+    return _dump([rows, astuple(receipt.counts), round(receipt.seconds, 3), analysis])
 
 
-def receipt(task: str, text: str) -> Receipt:
-    """The receipt of a task from its entry."""
-    files, counts, seconds = json.loads(text)
-    found = tuple(File(_long(task, name, sha), sha, size) for name, sha, size in files)
-    return Receipt(task, found, Counts(*counts), seconds)
+def _receipt(task: str, text: str) -> Receipt:
+    rows, counts, seconds, analysis = json.loads(text)
+    files = []
+    for path, *values in rows:
+        file = File(path or "", *values)
+        files.append(file if path else File(_segment(analysis, task, file), *values))
+    return Receipt(task, tuple(files), Counts(*counts), seconds)
+
+
+def _segment(analysis: str, task: str, file: File) -> str:
+    return "" if file.table is None else segments.path(analysis, task, file.table, file.sha256)
 
 
 def encode(manifest: Manifest) -> bytes:
     """The bytes of a manifest: a JSON object, one task a line."""
-    head = {
-        "format": FORMAT,
-        "number": manifest.number,
-        "writer": manifest.writer,
-        "run_id": manifest.run_id,
-        "created": manifest.created,
-        "status": manifest.status,
-        "fingerprint": manifest.fingerprint,
-        "stages": manifest.stages,
-        "facts": manifest.facts,
-        "published": {file.path: [file.sha256, file.size] for file in manifest.published.values()},
-    }
-    tasks = ",\n".join(f"{_dump(task)}:{text}" for task, text in manifest.tasks.items())
-    body = f'{_dump(head)[:-1]},"tasks":{{\n{tasks}\n}}}}'.encode()
+    head = {"format": FORMAT} | {f.name: getattr(manifest, f.name) for f in fields(Manifest)}
+    head["analyses"] = {name: as_json(state) for name, state in manifest.analyses.items()}
+    by_analysis = ",\n".join(
+        f"{_dump(name)}:{{\n"
+        + ",\n".join(f"{_dump(task)}:{text}" for task, text in state.tasks.items())
+        + "\n}"
+        for name, state in manifest.analyses.items()
+    )
+    body = f'{_dump(head)[:-1]},"tasks":{{\n{by_analysis}\n}}}}'.encode()
     return _HEAD % hashlib.sha256(body).hexdigest().encode() + body + b"}\n"
+
+
+def as_json(state: AnalysisState) -> dict[str, Any]:
+    """An analysis as JSON, without its tasks."""
+    content = {f.name: getattr(state, f.name) for f in fields(AnalysisState) if f.name != "tasks"}
+    content["counts"] = astuple(state.counts)
+    content["published"] = {
+        file.path: [file.sha256, file.size, file.table, file.rows]
+        for file in state.published.values()
+    }
+    return content
+
+
+def from_json(content: Mapping[str, Any], tasks: Mapping[str, str] | None = None) -> AnalysisState:
+    """The analysis that `as_json` wrote; keys that it does not know are left out."""
+    names = {f.name for f in fields(AnalysisState)} - {"tasks"}
+    values = {name: value for name, value in content.items() if name in names}
+    values["state"] = State(content["state"])
+    values["counts"] = Counts(*content["counts"])
+    values["published"] = {path: File(path, *rest) for path, rest in content["published"].items()}
+    return AnalysisState(**values, tasks=tasks or {})
 
 
 def decode(data: bytes) -> Manifest:
@@ -111,11 +198,15 @@ def decode(data: bytes) -> Manifest:
         raise ValueError("its checksum is wrong")
     content = json.loads(body)
     if content.pop("format") != FORMAT:
-        raise UsageError("the run was written by another version of zfscale: use that one")
-    content["published"] = {
-        path: File(path, sha, size) for path, (sha, size) in content["published"].items()
+        raise UsageError(
+            "the run was written by another version of zfscale: read it with that version, or "
+            "compute it anew in a new run directory"
+        )
+    tasks = content.pop("tasks")
+    content["analyses"] = {
+        name: from_json(state, {task: _dump(text) for task, text in tasks[name].items()})
+        for name, state in content["analyses"].items()
     }
-    content["tasks"] = {task: _dump(value) for task, value in content["tasks"].items()}
     return Manifest(**content)
 
 
@@ -150,19 +241,6 @@ def numbered(storage: Storage) -> list[tuple[int, str]]:
     """Number and path of all manifests, the damaged ones too, in order."""
     names = ((number(name), name) for name in storage.list(FOLDER))
     return sorted((at, name) for at, name in names if at is not None)
-
-
-def _short(task: str, file: File) -> str:
-    """The table of a segment, which says its path; the path of any other file."""
-    prefix, suffix = f"segments/{task.rpartition('-')[0]}/{task}-", f"-{file.sha256[:16]}.parquet"
-    table = file.path.removeprefix(prefix).removesuffix(suffix)
-    return table if file.path == prefix + table + suffix else file.path
-
-
-def _long(task: str, name: str, sha256: str) -> str:
-    if "/" in name:
-        return name
-    return f"segments/{task.rpartition('-')[0]}/{task}-{name}-{sha256[:16]}.parquet"
 
 
 def _dump(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A finished run in Python: its tables as DataFrames, its arrays as numpy, its images as pixels.
+"""A run in Python: its tables as DataFrames, its arrays as numpy, its images as pixels.
 
 Reads what a job published, in a directory or at any fsspec URL, and computes nothing but the
 cutting of patches. Runs no network; tables and arrays load when first asked for.
@@ -6,7 +6,7 @@ cutting of patches. Runs no network; tables and arrays load when first asked for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zfscale import collection as sources
 from zfscale.collection.decode import decode
 from zfscale.errors import IntegrityError, UsageError, ZfscaleError
-from zfscale.records import ImageRef, Layer, Preprocessing, Status, image_id
+from zfscale.records import ImageRef, Layer, Preprocessing, Status, image_id, published_name
 from zfscale.runs import record as runs
 from zfscale.runs import tables as stored
 from zfscale.storage import open_storage
@@ -31,39 +31,127 @@ Box = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in pixels of the network's input, half open; may reach outside of it."""
 
 
-class Results:
-    """The results of a finished run.
+class AnalysisResults:
+    """What a run holds of one named analysis.
 
-    `run` is a directory or URL that holds `run.json`; `record` is that file. Every published
-    table is an attribute of its own name: `.winners`, `.features`, `.images`, `.occlusion`, ...
-    Raises UsageError if there is no run, or if it is not finished.
+    `kind`, `options`, `state` (planned, running, complete, failed or interrupted), `error`,
+    `counts` (images), `seconds` and `metadata` are as the run recorded them. `is_readable` says
+    whether all its tables are there and belong together. A table is an attribute, with the name of
+    the kind left out in front: `run["occlusion"].images` is the table `occlusion_images`.
+    """
+
+    def __init__(self, results: Results, name: str) -> None:
+        state = results.record.analyses[name]
+        self.name = name
+        self.kind: str = state.kind
+        self.options = state.options
+        self.needs = state.needs
+        self.state = state.state
+        self.error = state.error
+        self.counts = state.counts
+        self.seconds = state.seconds
+        self.metadata = state.metadata
+        self.is_outdated = name in results.record.outdated
+        self.is_readable = results.record.is_readable(name)
+        self._results, self._published = results, state.published
+
+    def __repr__(self) -> str:
+        how = "outdated" if self.is_outdated else self.state.value
+        tables = f"; tables {', '.join(self.tables)}" if self.tables else ""
+        return f"<zfscale analysis {self.name!r}: {self.kind}, {how}{tables}>"
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(self._attribute(table) for table in self.tables)})
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        """A table of this analysis, loaded once. Only called where no attribute exists."""
+        if not name.startswith("_"):
+            for table in self.tables:
+                if name in (table, self._attribute(table)):
+                    frame = self.table(table)
+                    setattr(self, name, frame)
+                    return frame
+        raise AttributeError(f"the analysis {self.__dict__.get('name')} has no {name!r}")
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the published tables, as this kind of analysis calls them."""
+        if not self.is_readable:
+            return ()
+        return tuple(sorted({f.table for f in self._published.values() if f.table is not None}))
+
+    def table(self, name: str | None = None) -> pd.DataFrame:
+        """A table as a DataFrame: the main one, which is called like the kind, or another."""
+        frame: pd.DataFrame = self.dataset(name).to_table().to_pandas()
+        return frame
+
+    def dataset(self, name: str | None = None) -> ds.Dataset:
+        """A table unread, for a choice of columns and filters on large runs."""
+        name = name or self.kind
+        if name not in self.tables:
+            raise UsageError(f"{self._results.run}: {self._reason(name)}")
+        paths = [file.path for file in self._published.values() if file.table == name]
+        return stored.dataset_of(self._results.storage, paths)
+
+    def _attribute(self, table: str) -> str:
+        return table.removeprefix(f"{self.kind}_")
+
+    def _reason(self, table: str) -> str:
+        """Why a table is not there."""
+        if self.is_readable:
+            return (
+                f"the analysis {self.name} has no table {table!r}; it has "
+                f"{', '.join(self.tables) or 'none'}"
+            )
+        if self.is_outdated:
+            return f"the analysis {self.name} is outdated: what it was made from was replaced since"
+        error = f": {self.error}" if self.error else ""
+        return (
+            f"the analysis {self.name} is not complete (state {self.state}){error}; "
+            "`zfscale show` says how to go on"
+        )
+
+
+class Results:
+    """The results of a run, whatever is complete of them.
+
+    `run` is a directory or URL that holds `run.json`; `record` is that file. `analyses` maps the
+    name of each analysis to what there is of it, and `run["NAME"]` is the same. Every table of a
+    complete analysis is an attribute of its own name: `.winners`, `.features`, `.images`,
+    `.occlusion`, ... Raises UsageError if there is no run.
     """
 
     def __init__(self, run: str) -> None:
-        self._storage = open_storage(str(run))
-        self.run: str = self._storage.url
-        self.record = runs.read(self._storage)
-        if self.record.status != "complete":
-            raise UsageError(
-                f"{self.run}: the run is not finished (status {self.record.status!r});"
-                " start its job again to finish it"
-            )
-        facts = self.record.facts
-        if "layers" not in facts:
-            raise UsageError(
-                f"{self.run}: the run has no scan, so there are no layers to show;"
-                " add `scan` to the analyses of its job and start it again"
-            )
-        self.layers: dict[str, Layer] = {layer["name"]: _layer(layer) for layer in facts["layers"]}
-        self.classes: list[str] | None = facts.get("classes")
-        self.model: str = facts["spec"]["model"]
+        self.storage = open_storage(str(run))
+        self.run: str = self.storage.url
+        self.record = runs.read(self.storage)
+        self.analyses = {name: AnalysisResults(self, name) for name in self.record.analyses}
+        self.model: str = self.record.metadata["job"]["model"]
+        scan = self._of_kind("scan")
+        described = () if scan is None else scan.metadata.get("layers", ())
+        self.layers: dict[str, Layer] = {layer["name"]: _layer(layer) for layer in described}
+        index = self._of_kind("index")
+        self.classes: list[str] | None = None if index is None else index.metadata.get("classes")
 
     def __repr__(self) -> str:
         features = sum(layer.channels for layer in self.layers.values())
+        done = [name for name, each in self.analyses.items() if each.is_readable]
+        left = [
+            f"{name} ({each.state})" for name, each in self.analyses.items() if name not in done
+        ]
         return (
             f"<zfscale run {self.run!r}: {self.model}, {len(self.layers)} layers,"
-            f" {features:,} features; tables {', '.join(self.tables)}>"
+            f" {features:,} features; complete: {', '.join(done) or 'nothing'}"
+            f"; not complete: {', '.join(left) or 'nothing'}>"
         )
+
+    def __getitem__(self, name: str) -> AnalysisResults:
+        """The results of the analysis of that name. Raises KeyError if the run has none."""
+        try:
+            return self.analyses[name]
+        except KeyError:
+            known = ", ".join(self.analyses)
+            raise KeyError(f"this run has no analysis {name!r}; it has {known}") from None
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.tables})
@@ -71,22 +159,25 @@ class Results:
     def __getattr__(self, name: str) -> pd.DataFrame:
         """A published table of the run, loaded once. Only called where no attribute exists."""
         if name.startswith("_") or name not in self.tables:
-            known = "" if name.startswith("_") else f"; its tables are {', '.join(self.tables)}"
-            raise AttributeError(f"this run has no {name!r}{known}")
+            tables = "" if name.startswith("_") else f"; its tables are {', '.join(self.tables)}"
+            raise AttributeError(f"this run has no {name!r}{tables}")
         frame: pd.DataFrame = self.dataset(name).to_table().to_pandas()
         setattr(self, name, frame)
         return frame
 
     @cached_property
-    def tables(self) -> tuple[str, ...]:
-        """Names of the published tables."""
-        files = (path for path in self.record.published if path.endswith(".parquet"))
-        return tuple(sorted({path.partition("/")[0] for path in files}))
+    def tables(self) -> Mapping[str, tuple[str, str]]:
+        """The published tables by their names in the run: whose they are, and how it calls them."""
+        return {
+            published_name(table, each.kind, name): (name, table)
+            for name, each in sorted(self.analyses.items())
+            for table in each.tables
+        }
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """How an encoded image became the network's input."""
-        stored = self.record.facts["preprocessing"]
+        stored = self.record.metadata["preprocessing"]
         values = {f.name: stored[f.name] for f in fields(Preprocessing) if f.name in stored}
         for name in ("crop", "mean", "std"):
             if name in values:
@@ -94,22 +185,18 @@ class Results:
         return Preprocessing(**values)
 
     def dataset(self, table: str) -> ds.Dataset:
-        """A published table unread, for column choice and filters on large runs."""
+        """A published table unread, for a choice of columns and filters on large runs."""
         if table not in self.tables:
             raise UsageError(
                 f"{self.run}: no table {table!r}; its tables are {', '.join(self.tables)}"
             )
-        paths = [
-            path
-            for path in self.record.published
-            if path.startswith(f"{table}/") and path.endswith(".parquet")
-        ]
-        return stored.dataset_of(self._storage, paths)
+        analysis, name = self.tables[table]
+        return self.analyses[analysis].dataset(name)
 
     def winners_of(self, layer: str, feature: int) -> pd.DataFrame:
         """The winners of one feature, best first: at most k rows, fewer if fewer images."""
         self._check(layer, feature)
-        frame = self.winners
+        frame = self._needed("scan").winners
         rows = frame[(frame["layer"] == layer) & (frame["feature"] == feature)]
         return rows.sort_values("rank", ignore_index=True)
 
@@ -126,12 +213,12 @@ class Results:
     def projections(self, layer: str) -> zarr.Array[Any]:
         """All projections of a layer, unread: (features, k, h, w, 3) float32."""
         self._check(layer)
-        return self._array("projections.zarr", layer)
+        return self._array("deconvolve", "projections.zarr", layer)
 
     def has_projections(self, layer: str) -> bool:
         """Whether the layer was deconvolved."""
         self._check(layer)
-        return self._holds("projections.zarr", layer)
+        return self._holds("deconvolve", "projections.zarr", layer)
 
     def switches(self, layer: str, pool: str) -> zarr.Array[Any]:
         """Switches of a pool below a layer, unread: (features, k, channels, h, w) uint8.
@@ -139,7 +226,7 @@ class Results:
         Each is the offset of the maximum inside its pooling window; 255 lies outside the image.
         """
         self._check(layer)
-        return self._array("switches.zarr", f"{layer}/{pool}")
+        return self._array("switches", "switches.zarr", f"{layer}/{pool}")
 
     def patches(self, layer: str, feature: int) -> NDArray[np.uint8]:
         """What the winners of a feature saw: (k, h, w, 3) uint8 RGB, h x w the receptive field.
@@ -188,7 +275,9 @@ class Results:
         names = [f.name for f in fields(ImageRef)]
         wanted = pa.array(sorted(self._mentioned()), pa.string())
         chosen = ds.field("id").isin(wanted) & (ds.field("status") == Status.OK.value)
-        table = self.dataset("images").to_table(columns=["id", *names], filter=chosen)
+        table = (
+            self._needed("scan").dataset("images").to_table(columns=["id", *names], filter=chosen)
+        )
         table = table.sort_by([(name, "ascending") for name in names])
         return {row.pop("id"): ImageRef(**row) for row in table.to_pylist()}
 
@@ -211,15 +300,40 @@ class Results:
         if feature is not None and not 0 <= feature < channels:
             raise UsageError(f"{layer} has no feature {feature}; it has 0 to {channels - 1}")
 
-    def _holds(self, store: str, path: str) -> bool:
+    def _of_kind(self, kind: str) -> AnalysisResults | None:
+        """The analysis that is called like its kind, or else the first of that kind."""
+        if kind in self.analyses and self.analyses[kind].kind == kind:
+            return self.analyses[kind]
+        return next((each for each in self.analyses.values() if each.kind == kind), None)
+
+    def _needed(self, kind: str) -> AnalysisResults:
+        analysis = self._of_kind(kind)
+        if analysis is None:
+            raise UsageError(
+                f"{self.run}: the run has no {kind}; add `{kind}: {{}}` to the analyses of its job "
+                "and run it again"
+            )
+        return analysis
+
+    def _path(self, kind: str, store: str) -> str | None:
+        """Where an array store of an analysis lies, None where nothing of it can be read."""
+        analysis = self._of_kind(kind)
+        if analysis is None or not analysis.is_readable:
+            return None
+        return published_name(store, kind, analysis.name)
+
+    def _holds(self, kind: str, store: str, path: str) -> bool:
+        place = self._path(kind, store)
         # The name of a layer is whatever run.json says: it must not lead out of the run.
         inside = ".." not in path.split("/")
-        return inside and self._storage.exists(f"{store}/{path}/zarr.json")
+        return inside and place is not None and self.storage.exists(f"{place}/{path}/zarr.json")
 
-    def _array(self, store: str, path: str) -> zarr.Array[Any]:
-        if not self._holds(store, path):
-            raise UsageError(f"{self.run}: there is no {store}/{path}; was this layer deconvolved?")
-        return zarr.open_array(f"{self.run}/{store}", path=path, mode="r")
+    def _array(self, kind: str, store: str, path: str) -> zarr.Array[Any]:
+        if not self._holds(kind, store, path):
+            raise UsageError(
+                f"{self.run}: there is no {store}/{path}: the run has no complete {kind} of it"
+            )
+        return zarr.open_array(f"{self.run}/{self._path(kind, store)}", path=path, mode="r")
 
 
 def boxes(winners: pd.DataFrame) -> Iterable[Box | None]:

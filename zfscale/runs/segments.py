@@ -1,6 +1,6 @@
 """Segments: the immutable tables that tasks leave behind, one Parquet file each.
 
-A segment lies at `segments/<stage>/<task>-<table>-<first 16 digits of its SHA-256>.parquet`:
+A segment lies at `segments/<analysis>/<task>-<table>-<first 16 digits of SHA-256>.parquet`:
 the same result has the same name and bytes, and two different results never overwrite each
 other. Column conventions are those of `columns.py`. Knows nothing of which tasks are committed.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zfscale.errors import IntegrityError
-from zfscale.records import Columns, File
+from zfscale.records import Columns, File, Task
 from zfscale.runs.columns import Where, expression, from_arrow, is_nullable, to_arrow
 from zfscale.storage import base as stores
 from zfscale.storage.base import Storage
@@ -26,7 +26,12 @@ GROUP_BYTES = 8 << 20
 GROUP_ROWS = 1 << 16
 
 
-def write(storage: Storage, task: str, table: str, columns: Columns) -> File:
+def path(analysis: str, task: str, table: str, sha256: str) -> str:
+    """Where a table of a task lies."""
+    return f"segments/{analysis}/{task}-{table}-{sha256[:16]}.parquet"
+
+
+def write(storage: Storage, task: Task, table: str, columns: Columns) -> File:
     """Publish a table of a task. The bytes depend on the columns alone.
 
     Rows stay in the given order. Sort them by the columns that readers select on: row groups
@@ -36,17 +41,10 @@ def write(storage: Storage, task: str, table: str, columns: Columns) -> File:
         raise ValueError(f"not a table name: {table!r}")
     data = encode(columns)
     digest = stores.file("", data).sha256
-    stage = task.rpartition("-")[0]
-    path = f"segments/{stage}/{task}-{table}-{digest[:16]}.parquet"
-    storage.publish(path, data)
-    return File(path, digest, len(data))
-
-
-def table_of(file: File) -> str | None:
-    """The table that a task's file holds; None if it is a shard of an array."""
-    if not file.path.startswith("segments/"):
-        return None
-    return file.path.rsplit("-", 2)[1]
+    place = path(task.analysis, task.id, table, digest)
+    storage.publish(place, data)
+    rows = len(next(iter(columns.values()), ()))
+    return File(place, digest, len(data), table, rows)
 
 
 def read(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import IO, Any
+from typing import IO
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -31,49 +31,101 @@ GROUP_ROWS = 1 << 16
 _PART = re.compile(r"/part-\d{5}\.parquet$")
 
 
-def write(
-    storage: Storage, table: Table, columns: Columns, run_id: str, part: str = "part-00000"
-) -> tuple[File, ...]:
-    """Publish one part of a table, one file or one per layer; each replaces its predecessor whole.
+@contextmanager
+def writing(
+    storage: Storage, run_id: str, published_as: Callable[[str], str] = str
+) -> Iterator[Writer]:
+    """Write the tables of one publication: they replace what was there when the block ends well.
 
-    Raises ValueError for a missing, unknown or ill-typed column, and for two rows of one key.
+    `published_as` maps the name that an analysis gives a table to the one it has in the run.
+    After an error nothing is replaced.
     """
-    if not table.by_layer:
-        return (write_stream(storage, table, [columns], run_id, part),)
-    files = []
-    layers = columns["layer"]
-    for layer in dict.fromkeys(layers.tolist()):
-        rows = {name: values[layers == layer] for name, values in columns.items()}
-        path = f"{table.name}/layer={quote(layer, safe='')}/{part}.parquet"
-        files.append(_write(storage, table, [rows], run_id, path))
-    return tuple(files)
+    with ExitStack() as streams:
+        writer = Writer(storage, run_id, published_as, streams)
+        yield writer
+        writer.close()
 
 
-def write_stream(
-    storage: Storage,
-    table: Table,
-    chunks: Iterable[Columns],
-    run_id: str,
-    part: str = "part-00000",
-) -> File:
-    """Publish a part that does not fit in memory: each chunk is sorted by itself and becomes
-    row groups of its own. Not for tables by layer.
+class Writer:
+    """Takes the rows of several tables, in whatever order they come. Made by `writing`.
+
+    A table is one file, or one for each layer. Each call of `add` becomes row groups of its own,
+    sorted by the key of the table. `files` are the published ones, once the block has ended.
     """
-    if table.by_layer:
-        raise ValueError(f"table {table.name} is written layer by layer, not as a stream")
-    return _write(storage, table, chunks, run_id, f"{table.name}/{part}.parquet")
+
+    def __init__(
+        self,
+        storage: Storage,
+        run_id: str,
+        published_as: Callable[[str], str],
+        streams: ExitStack,
+    ) -> None:
+        self.files: list[File] = []
+        self._storage, self._run_id = storage, run_id
+        self._published_as, self._streams = published_as, streams
+        self._parts: dict[str, _Part] = {}
+
+    def add(self, table: Table, columns: Columns) -> None:
+        """Add rows. Raises ValueError for a missing, unknown or ill-typed column, and
+        IntegrityError for two rows of one key in these rows.
+        """
+        folder = self._published_as(table.name)
+        if not table.by_layer:
+            self._add(table, f"{folder}/part-00000.parquet", columns)
+            return
+        layers = columns["layer"]
+        for layer in dict.fromkeys(layers.tolist()):
+            rows = {name: values[layers == layer] for name, values in columns.items()}
+            self._add(table, f"{folder}/layer={quote(layer, safe='')}/part-00000.parquet", rows)
+
+    def close(self) -> None:
+        """Write what ends each file."""
+        self.files = [part.close() for part in self._parts.values()]
+
+    def _add(self, table: Table, path: str, columns: Columns) -> None:
+        if path not in self._parts:
+            stream = self._streams.enter_context(self._storage.writing(path))
+            self._parts[path] = _Part(table, path, stream)
+        self._parts[path].add(_sorted(table, columns, self._run_id))
+
+
+class _Part:
+    """One Parquet file while it is written."""
+
+    def __init__(self, table: Table, path: str, stream: IO[bytes]) -> None:
+        self._table, self._path, self._stream, self._rows = table.name, path, stream, 0
+        schema = arrow_schema(replace(table, name=path.partition("/")[0]))
+        strings = [field.name for field in schema if pa.types.is_string(field.type)]
+        self._writer = pq.ParquetWriter(
+            stream, schema, compression="zstd", use_dictionary=strings, write_page_checksum=True
+        )
+
+    def add(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows, row_group_size=GROUP_ROWS)
+        self._rows += rows.num_rows
+
+    def close(self) -> File:
+        self._writer.close()
+        size = self._stream.tell()
+        self._stream.seek(0)
+        digest = hashlib.file_digest(self._stream, "sha256")  # type: ignore[arg-type]
+        return File(self._path, digest.hexdigest(), size, self._table, self._rows)
 
 
 def read(
-    storage: Storage, name: str, columns: Sequence[str] | None = None, where: Where | None = None
+    storage: Storage,
+    paths: Sequence[str],
+    columns: Sequence[str] | None = None,
+    where: Where | None = None,
 ) -> Columns:
-    """The rows of a published table, all or those that match `where`, in the order of its files.
+    """The rows in the files of a published table, all or those that match `where`, in their order.
 
-    A table by layer has its column `layer`. Raises FileNotFoundError if there is no such table.
+    A table by layer has its column `layer`. Raises as `dataset_of`.
     """
-    dataset = open_dataset(storage, name)
-    found = dataset.to_table(columns=columns, filter=expression(where) if where else None)
-    return {field.name: from_arrow(found[field.name], field.nullable) for field in found.schema}
+    rows = dataset_of(storage, paths).to_table(
+        columns=columns, filter=expression(where) if where else None
+    )
+    return {field.name: from_arrow(rows[field.name], field.nullable) for field in rows.schema}
 
 
 def empty(table: Table) -> Columns:
@@ -82,16 +134,10 @@ def empty(table: Table) -> Columns:
     return {field.name: from_arrow(rows[field.name], field.nullable) for field in rows.schema}
 
 
-def open_dataset(storage: Storage, name: str) -> ds.Dataset:
-    """A published table unread. Its schema metadata is that of `schema.py`."""
-    paths = [path for path in storage.list(name) if path.endswith(".parquet")]
-    if not paths:
-        raise FileNotFoundError(f"{storage.url}: there is no table {name}")
-    return dataset_of(storage, paths)
-
-
 def dataset_of(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
     """The table that some files make up: their footers are read, no rows.
+
+    The metadata of its schema is that of `schema.py`.
 
     Raises IntegrityError for a file that is missing or no Parquet.
     """
@@ -125,32 +171,6 @@ def remove_stale(storage: Storage, name: str, current: Iterable[File]) -> list[s
     for path in stale:
         storage.delete(path)
     return stale
-
-
-def _write(
-    storage: Storage, table: Table, chunks: Iterable[Columns], run_id: str, path: str
-) -> File:
-    with storage.writing(path) as stream:
-        with _parquet(stream, table) as writer:
-            for columns in chunks:
-                writer.write_table(_sorted(table, columns, run_id), row_group_size=GROUP_ROWS)
-        size = stream.tell()
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256")  # type: ignore[arg-type]
-    return File(path, digest.hexdigest(), size)
-
-
-@contextmanager
-def _parquet(stream: IO[bytes], table: Table) -> Iterator[Any]:
-    schema = arrow_schema(table)
-    with pq.ParquetWriter(
-        stream,
-        schema,
-        compression="zstd",
-        use_dictionary=[field.name for field in schema if pa.types.is_string(field.type)],
-        write_page_checksum=True,
-    ) as writer:
-        yield writer
 
 
 def _sorted(table: Table, columns: Columns, run_id: str) -> pa.Table:

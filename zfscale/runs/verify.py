@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from zfscale.errors import IntegrityError
 from zfscale.records import Counts, File, Status
-from zfscale.runs import record as run
-from zfscale.runs.manifest import RUNNING, Manifest
-from zfscale.runs.tables import open_dataset
+from zfscale.runs import record
+from zfscale.runs.manifest import AnalysisState, Manifest
+from zfscale.runs.tables import dataset_of
 from zfscale.storage import base as stores
 from zfscale.storage.base import Storage
 
@@ -21,66 +21,89 @@ THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A file that is missing (`found` is None) or not what it was.
+    """A file that is missing (`sha256` is None) or not what it was.
 
-    `task` is the task that wrote it and can write it again, None for a published file.
+    It belongs to `analysis`; `task` is the id of the task that wrote it and can write it again,
+    None for a published file. `sha256` and `size` are what is there now.
     """
 
     file: File
-    found: File | None
+    analysis: str
     task: str | None
+    sha256: str | None
+    size: int = 0
 
     def __str__(self) -> str:
-        what, where = self.file, f"task {self.task}" if self.task else "published"
-        if self.found is None:
-            return f"{what.path} ({where}) is missing"
+        expected = self.file
+        where = (
+            f"{self.analysis} task {self.task}" if self.task else f"published by {self.analysis}"
+        )
+        if self.sha256 is None:
+            return f"{expected.path} ({where}) is missing"
         return (
-            f"{what.path} ({where}): expected SHA-256 {what.sha256} ({what.size} bytes), "
-            f"found {self.found.sha256} ({self.found.size} bytes)"
+            f"{expected.path} ({where}): expected SHA-256 {expected.sha256} ({expected.size} "
+            f"bytes), found {self.sha256} ({self.size} bytes)"
         )
 
 
-def find_damage(storage: Storage, manifest: Manifest) -> list[Damage]:
-    """Every file of a run that is missing, or whose size or SHA-256 is wrong."""
+def find_damage(
+    storage: Storage, manifest: Manifest, analyses: Collection[str] | None = None
+) -> list[Damage]:
+    """Every file of some analyses, or of all, that is missing or whose content is wrong."""
 
-    def check(item: tuple[str | None, File]) -> Damage | None:
-        task, file = item
+    def check(item: tuple[str, str | None, File]) -> Damage | None:
+        analysis, task, file = item
         try:
-            found = File(file.path, *stores.checksum(storage, file.path))
+            sha256, size = stores.checksum(storage, file.path)
         except FileNotFoundError:
-            return Damage(file, None, task)
-        return None if found == file else Damage(file, found, task)
+            return Damage(file, analysis, task, None)
+        is_good = (sha256, size) == (file.sha256, file.size)
+        return None if is_good else Damage(file, analysis, task, sha256, size)
 
+    chosen = manifest.analyses if analyses is None else analyses
+    files = [item for name in chosen for item in _files(name, manifest.analyses[name])]
     with ThreadPoolExecutor(THREADS) as pool:
-        return [damage for damage in pool.map(check, _files(manifest)) if damage is not None]
+        return [damage for damage in pool.map(check, files) if damage is not None]
 
 
-def _files(manifest: Manifest) -> Iterator[tuple[str | None, File]]:
-    for task in manifest.tasks:
-        for file in manifest.receipt(task).files:
-            yield task, file
-    for file in manifest.published.values():
-        yield None, file
-    if manifest.status != RUNNING:  # a job that was killed may have left it one commit behind
-        yield None, stores.file(run.PATH, run.encode(run.RunRecord.of(manifest)))
+def _files(name: str, state: AnalysisState) -> Iterator[tuple[str, str | None, File]]:
+    for receipt in state.receipts():
+        for file in receipt.files:
+            yield name, receipt.task, file
+    for file in state.published.values():
+        yield name, None, file
 
 
-def check_accounting(storage: Storage, manifest: Manifest) -> Counts:
-    """Count the rows of `images` by status and compare them with the counts of the run.
+def check_record(storage: Storage, manifest: Manifest) -> None:
+    """Raises IntegrityError where run.json does not say what the manifest does."""
+    expected = record.encode(manifest)
+    if not storage.exists(record.PATH) or storage.read(record.PATH) != expected:
+        raise IntegrityError(
+            f"{storage.url}/{record.PATH} is not what manifest {manifest.number} says: it was "
+            "changed, or a job was killed while it wrote it; run the job again to write it anew"
+        )
+
+
+def check_accounting(storage: Storage, manifest: Manifest) -> dict[str, Counts]:
+    """By analysis that lists images: their rows by status, which must be what it counted.
 
     Raises IntegrityError where they differ: an image would have vanished, or come from nowhere.
     """
-    if "counts" not in manifest.facts:
-        return Counts()  # nothing was scanned to its end yet
-    recorded = Counts(**manifest.facts["counts"])
-    found: Counter[str] = Counter()
-    if any(path.startswith("images/") for path in manifest.published):
-        for batch in open_dataset(storage, "images").to_batches(columns=["status"]):
-            found.update(batch.column("status").to_pylist())
-    told = {status: getattr(recorded, status) for status in Status}
-    if found != Counter(told):
-        raise IntegrityError(
-            f"{storage.url}: the run counted {told}, its table of images holds {dict(found)}; "
-            "run the job again to derive the table anew"
-        )
-    return recorded
+    counted = {}
+    for name, state in manifest.analyses.items():
+        table = state.metadata.get("images")
+        if state.results is None or table is None:
+            continue
+        paths = [file.path for file in state.published.values() if file.table == "images"]
+        statuses: Counter[str] = Counter()
+        if paths:
+            for batch in dataset_of(storage, paths).to_batches(columns=["status"]):
+                statuses.update(batch.column("status").to_pylist())
+        expected = {status: getattr(state.counts, status) for status in Status}
+        if statuses != Counter(expected):
+            raise IntegrityError(
+                f"{storage.url}: {name} counted {expected}, its table {table} holds "
+                f"{dict(statuses)}; run the job again to derive the table anew"
+            )
+        counted[name] = state.counts
+    return counted

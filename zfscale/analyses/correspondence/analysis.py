@@ -9,14 +9,13 @@ across images gives the smaller distance for the part.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, Field
 
-from zfscale.analyses import FILE, Context, Output, Pass, Rows, View
 from zfscale.analyses.correspondence.occluders import (
     ITSELF,
     OCCLUDERS,
@@ -28,6 +27,7 @@ from zfscale.analyses.correspondence.occluders import (
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, chosen
 from zfscale.analyses.shared.options import Colour, Names, each_once
 from zfscale.analyses.shared.rows import columns
+from zfscale.analysis import FILE, Analysis, Context, Output, Rows, View
 from zfscale.convnet.correspondence import Distances, changes, distances, words
 from zfscale.convnet.defaults import last_convolution, last_hidden
 from zfscale.convnet.network import Network
@@ -95,26 +95,13 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(default=0, ge=0, description="Another seed gives other random boxes.")
 
 
-def passes(options: Options) -> tuple[Pass, ...]:
-    """One pass over those of the chosen images that show parts."""
-    work = Correspondence(options)
-    step = Pass(
-        "correspondence",
-        work.plan,
-        work.run,
-        work.publish,
-        tables=(CORRESPONDENCE, OCCLUDERS),
-        check=work.check,
-        needs=("scan",),
-    )
-    return (step,)
+class Correspondence(Analysis[Options]):
+    """Distances between the changes that hidden parts make, over images that show parts."""
 
-
-class Correspondence:
-    """The pass under given options; holds nothing else."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    kind = "correspondence"
+    Options = Options
+    needs = ("scan",)
+    tables = (CORRESPONDENCE, OCCLUDERS)
 
     def check(self, view: View) -> None:
         """Raises UsageError for a layer that is not there."""
@@ -126,27 +113,27 @@ class Correspondence:
         Where no image says where its parts are, there is nothing to do, and the run is told so.
         Raises UsageError where a file or a choice of parts was given and none of it can be used.
         """
-        images = chosen(view, self.options.images)
+        images = list(chosen(view, self.options.images))
         known = view.parts(images, self.options.parts)
         found = located(images, known, self.options.only, view.network.preprocessing)
         if not found and self.options.parts is None and self.options.only is None:
-            view.tell(
-                f"correspondence has nothing to compare: none of the {len(images)} chosen images "
+            view.warn(
+                f"{self.name} has nothing to compare: none of the {len(images)} chosen images "
                 "says where its parts are; name a table of boxes with "
-                "analyses.correspondence.parts"
+                f"analyses.{self.name}.parts"
             )
             return []
         if not found:
             choice = self.options.images
             named = choice if isinstance(choice, str) else choice.model_dump()
             raise UsageError(
-                f"analyses.correspondence: {len(images)} images were chosen by {named}, and "
+                f"analyses.{self.name}: {len(images)} images were chosen by {named}, and "
                 f"{len(known)} of them have boxes of parts, none of which can be used: name a file "
                 "of boxes with `parts`, choose other `images` or parts (`only`), or leave "
                 "correspondence out of the job"
             )
         size = self._task_images(view, max(len(parts) for _, parts in found))
-        return [_task(found[at : at + size]) for at in range(0, len(found), size)]
+        return [self.task(*_work(found[at : at + size])) for at in range(0, len(found), size)]
 
     def run(self, context: Context, task: Task) -> Output:
         """Cover each part of an image, then random boxes; keep the signs of what changes."""
@@ -176,12 +163,12 @@ class Correspondence:
             }
         )
 
-    def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
+    def publish(self, view: View, tasks: Iterable[Task]) -> Iterator[tuple[Table, Columns]]:
         """All boxes; then the distances of all pairs, for one layer, part and draw at a time."""
-        if not tasks:
-            return
-        done = view.done("correspondence")
+        done = view.done
         readers = [done[task.id] for task in tasks]
+        if not readers:
+            return
         images: dict[str, set[str]] = defaultdict(set)
         for read in readers:
             rows = read("occluders")
@@ -233,10 +220,13 @@ class Correspondence:
         return found
 
 
-def _task(found: Sequence[tuple[Image, Sequence[Occluder]]]) -> Task:
+def _work(
+    found: Sequence[tuple[Image, Sequence[Occluder]]],
+) -> tuple[ImageList, dict[str, Any]]:
+    """What a task reads, and the boxes of parts in these images."""
     images = ImageList(tuple(image for image, _ in found))
     parts = [[list(astuple(part)) for part in boxes] for _, boxes in found]
-    return Task("correspondence", images, {"parts": parts})
+    return images, {"parts": parts}
 
 
 def _between(readers: Sequence[Rows], layer: Layer, part: str, draw: int) -> Distances:

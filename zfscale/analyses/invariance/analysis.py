@@ -8,17 +8,17 @@ of the true label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from zfscale.analyses import Context, Output, Pass, View
 from zfscale.analyses.invariance import amounts as _amounts
 from zfscale.analyses.invariance.amounts import Amounts, Shifts, Steps
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, groups
 from zfscale.analyses.shared.options import Names
+from zfscale.analysis import Analysis, Context, Output, View
 from zfscale.convnet.defaults import first_layer, last_convolution, last_hidden
 from zfscale.convnet.network import Network
 from zfscale.convnet.responses import Responses, Step, respond
@@ -95,40 +95,27 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def passes(options: Options) -> tuple[Pass, ...]:
-    """One pass, over a few images at a time."""
-    invariance = Invariance(options)
-    return (
-        Pass(
-            "invariance",
-            invariance.plan,
-            invariance.run,
-            invariance.publish,
-            (INVARIANCE,),
-            invariance.check,
-            needs=("scan",),
-        ),
-    )
+class Invariance(Analysis[Options]):
+    """Distances of features and probabilities of classes, over a few images at a time."""
 
-
-class Invariance:
-    """The pass under given options; holds nothing else."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    kind = "invariance"
+    Options = Options
+    needs = ("scan",)
+    tables = (INVARIANCE,)
 
     def check(self, view: View) -> None:
         """Raises UsageError for a layer that is not there, and for shifts out of sight."""
         self._layers(view.network)
         self._steps(view.network)
 
-    def plan(self, view: View) -> Sequence[Task]:
+    def plan(self, view: View) -> Iterable[Task]:
         """One task for as many images as share a batch well: B, or a half of it, or a quarter."""
         steps = len(self._steps(view.network))
         size = view.batch
         while size > 1 and size * steps > FORWARDS:
             size //= 2
-        return [Task("invariance", images) for images in groups(view, self.options.images, size)]
+        tasks = (self.task(images) for images in groups(view, self.options.images, size))
+        return tasks if self.options.images == "all" else list(tasks)
 
     def run(self, context: Context, task: Task) -> Output:
         """All transforms of the images of one task."""
@@ -144,9 +131,9 @@ class Invariance:
         stacked = {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
         return Output({"invariance": stacked})
 
-    def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
+    def publish(self, view: View, tasks: Iterable[Task]) -> Iterator[tuple[Table, Columns]]:
         """The rows as they are."""
-        done = view.done("invariance")
+        done = view.done
         for task in tasks:
             yield INVARIANCE, done[task.id]("invariance")
 
@@ -179,8 +166,8 @@ class Invariance:
             farthest = max(amounts, key=abs)
             if name in sides and abs(farthest) >= sides[name]:
                 raise UsageError(
-                    f"analyses.invariance.{name}: {farthest:g} moves the whole image out of sight, "
-                    f"for {network.name} sees {sides[name]} pixels; stay below that"
+                    f"analyses.{self.name}.{name}: {farthest:g} moves the whole image out of "
+                    f"sight, for {network.name} sees {sides[name]} pixels; stay below that"
                 )
             steps += [(name, each) for each in _amounts.with_neutral(amounts, transform.neutral)]
         return steps

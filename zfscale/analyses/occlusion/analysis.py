@@ -8,14 +8,13 @@ probability of the true class and the most probable class are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, field_validator
 from torch.utils.flop_counter import FlopCounterMode
 
-from zfscale.analyses import Context, Output, Pass, View
 from zfscale.analyses.occlusion.tables import (
     FEATURES,
     IMAGES,
@@ -32,6 +31,7 @@ from zfscale.analyses.occlusion.tables import (
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, groups
 from zfscale.analyses.shared.options import Colour
 from zfscale.analyses.shared.rows import columns, stack
+from zfscale.analysis import Analysis, Context, Output, View
 from zfscale.convnet.deconvolution.deconvnet import Deconvnet
 from zfscale.convnet.deconvolution.projection import project
 from zfscale.convnet.defaults import last_convolution
@@ -98,22 +98,6 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         return features
 
 
-def passes(options: Options) -> tuple[Pass, ...]:
-    """One pass, over images and ranges of positions."""
-    sweep = Occlusion(options)
-    return (
-        Pass(
-            "occlusion",
-            sweep.plan,
-            sweep.run,
-            sweep.publish,
-            sweep.tables,
-            check=sweep.check,
-            needs=("scan",),
-        ),
-    )
-
-
 class _Ready(NamedTuple):
     """What takes time to make for a network: `deconvnet` is None where it cannot be passed."""
 
@@ -122,14 +106,28 @@ class _Ready(NamedTuple):
     deconvnet: Deconvnet | None
 
 
-class Occlusion:
-    """The pass under given options; holds nothing else but what it made ready for a network."""
+class Occlusion(Analysis[Options]):
+    """An occluder at every position of a grid, over images and ranges of positions."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        further_ = (FEATURES,) if options.features else ()
-        self.tables = (POSITIONS, IMAGES, *further_, PROJECTIONS)
-        self._made: _Ready | None = None
+    kind = "occlusion"
+    Options = Options
+    needs = ("scan",)
+
+    _made: _Ready | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made ready for the network of this process."""
+        return self.__dict__ | {"_made": None}
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Tables of positions, of images, of further features if any, and of projections."""
+        extra = (FEATURES,) if self.options.features else ()
+        return (POSITIONS, IMAGES, *extra, PROJECTIONS)
+
+    def memory(self, view: View) -> int:
+        """The changes of a block of positions."""
+        return self.options.memory << 20
 
     def check(self, view: View) -> None:
         """Raises UsageError for an unknown layer or feature, or an occluder beyond the image."""
@@ -137,26 +135,26 @@ class Occlusion:
         beyond = [feature for feature in self.options.features if feature >= layer.channels]
         if beyond:
             raise UsageError(
-                f"analyses.occlusion.features: {layer.name} has no feature {beyond[0]}; it has "
+                f"analyses.{self.name}.features: {layer.name} has no feature {beyond[0]}; it has "
                 f"0 to {layer.channels - 1}"
             )
         crop = view.network.preprocessing.crop
         height, width = self._size(crop)
         if height >= crop[0] and width >= crop[1]:
             raise UsageError(
-                f"analyses.occlusion.size: an occluder of {height} x {width} pixels covers the "
+                f"analyses.{self.name}.size: an occluder of {height} x {width} pixels covers the "
                 f"whole input of {crop[0]} x {crop[1]}; take a smaller one"
             )
         places = self._grid(view.network)
         _, why = occluder(view.network, layer, places, torch.zeros(3), self.options.classify, 1)
         if why is not None:
-            view.tell(f"occlusion runs the whole network on every occluded image: {why}")
+            view.warn(f"{self.name} runs the whole network on every occluded image: {why}")
             return  # what is in the way above is most often in the way below too
         _, why = _deconvnet(view.network, layer)
         if why is not None:
-            view.tell(f"occlusion cannot project the strongest units back to pixels: {why}")
+            view.warn(f"{self.name} cannot project the strongest units back to pixels: {why}")
 
-    def plan(self, view: View) -> Sequence[Task]:
+    def plan(self, view: View) -> Iterable[Task]:
         """A few images a task, or a part of the positions of one image where these are many."""
         places = self._grid(view.network)
         each = max(LEAST_WORK, _multiply_adds(view.network))
@@ -168,11 +166,12 @@ class Occlusion:
             for start in range(0, len(places.rows), step)
         ]
         size = max(1, int(WORK / work))
-        return [
-            Task("occlusion", images=images, payload={"rows": part})
+        tasks = (
+            self.task(images, {"rows": part})
             for images in groups(view, self.options.images, size)
             for part in rows
-        ]
+        )
+        return tasks if self.options.images == "all" else list(tasks)
 
     def run(self, context: Context, task: Task) -> Output:
         """Move the occluder over the images of one task."""
@@ -189,15 +188,15 @@ class Occlusion:
                     kept[table].extend(parts)
         return Output({NAMES[table]: stack(table.columns, parts) for table, parts in kept.items()})
 
-    def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
+    def publish(self, view: View, tasks: Iterable[Task]) -> Iterator[tuple[Table, Columns]]:
         """The rows of all tasks."""
-        done = view.done("occlusion")
+        done = view.done
         lost = incomplete((t.payload["rows"][0], done[t.id]("images")) for t in tasks)
         for table in self.tables:
             # Each part of an image says what the whole is like: one of them is enough.
-            chosen = [t for t in tasks if table not in ONCE or t.payload["rows"][0] == 0]
-            for task in chosen:
-                yield table, less(done[task.id](NAMES[table]), lost)
+            for task in tasks:
+                if table not in ONCE or task.payload["rows"][0] == 0:
+                    yield table, less(done[task.id](NAMES[table]), lost)
 
     def _one(
         self, network: Network, image: Image, normalised: torch.Tensor, rows: tuple[int, int]

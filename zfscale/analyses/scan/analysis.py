@@ -1,30 +1,39 @@
 """scan: the strongest images of every feature, its statistics, and what the network predicts.
 
 Zeiler & Fergus (ECCV 2014), section 4.1 and Figure 2: the top activations of each feature over
-all images. One pass over the images keeps scores, positions and exact sums; a second one
-(`_switches.py`) reads each winning image once more and stores the pooling switches that its
-deconvolution needs.
+all images. One pass over the images keeps scores, positions and exact sums. The analysis
+`switches`, which follows by default, reads each winning image once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from zfscale.analyses import Context, Output, Pass, View
-from zfscale.analyses import switches as _switches
+from zfscale.analyses.scan.copies import find_copies
 from zfscale.analyses.scan.predictions import join, no_predictions, predict
 from zfscale.analyses.scan.tables import FEATURES, IMAGES, WINNERS
 from zfscale.analyses.shared.options import Names
+from zfscale.analysis import Analysis, Context, Output, View
 from zfscale.convnet.network import Network
 from zfscale.convnet.observing.observe import observe
 from zfscale.convnet.observing.statistics import Tally
 from zfscale.convnet.observing.topk import Identity, Leaders, Winners, merge
-from zfscale.records import Columns, Layer, Reason, Status, Table, Task
+from zfscale.records import (
+    Columns,
+    ImageRange,
+    Layer,
+    Reason,
+    Status,
+    Table,
+    Task,
+    published_name,
+)
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
@@ -37,20 +46,22 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     top_k: int = Field(default=9, ge=1, le=1000, description="Images kept for every feature.")
 
 
-def passes(options: Options) -> tuple[Pass, ...]:
-    """The tally over all images, then the switches of the winners."""
-    scan = Scan(options)
+class Scan(Analysis[Options]):
+    """Winners, statistics and predictions, in one pass over the images."""
+
+    kind = "scan"
+    Options = Options
+    needs = ("index",)
+    brings = ("switches",)
+    scans_dataset = True
     tables = (IMAGES, FEATURES, WINNERS)
-    tally = Pass("scan", scan.plan, scan.run, scan.publish, tables, over_collection=True)
-    return (tally, _switches.revisit(options.layers))
 
-
-class Scan:
-    """The first pass under given options; holds nothing else."""
-
-    def __init__(self, options: Options) -> None:
-        self.k = options.top_k
-        self.names = options.layers
+    def metadata(self, view: View) -> Mapping[str, Any]:
+        """The layers, and the table that lists each image once. Raises UsageError for a layer that
+        is not there.
+        """
+        layers = [asdict(layer) for layer in view.network.choose(self.options.layers)]
+        return {"layers": layers, "images": published_name(IMAGES.name, self.kind, self.name)}
 
     def plan(self, view: View) -> Sequence[Task]:
         """One task a range; a range with images that an earlier one has, once more without them.
@@ -58,15 +69,16 @@ class Scan:
         Copies of one image must not count twice in the statistics. They show only when all
         ranges have been read, and they are rare: their tasks are done again.
         """
-        view.network.choose(self.names)  # an unknown layer stops the job before any work
-        tasks = [Task("scan", images) for images in view.ranges]
-        done = view.done("scan")
+        ranges = view.ranges
+        tasks = [self.task(images) for images in ranges]
+        done = view.done
         if any(task.id not in done for task in tasks):
             return tasks
-        copies = _copies(done[task.id]("outcomes") for task in tasks)
+        outcomes = (done[task.id]("outcomes") for task in tasks)
+        copies = find_copies(outcomes, sum(images.stop - images.start for images in ranges))
         return [
-            Task("scan", images.without(places)) if places else task
-            for task, images, places in zip(tasks, view.ranges, copies, strict=True)
+            self.task(images.without(copies[owner])) if owner in copies else task
+            for owner, (task, images) in enumerate(zip(tasks, ranges, strict=True))
         ]
 
     def run(self, context: Context, _: Task) -> Output:
@@ -74,9 +86,9 @@ class Scan:
 
         In these tables the features of all layers are numbered through.
         """
-        layers = context.network.choose(self.names)
+        layers = context.network.choose(self.options.layers)
         features = sum(layer.channels for layer in layers)
-        leaders, tally = Leaders(features, self.k), Tally(features)
+        leaders, tally = Leaders(features, self.options.top_k), Tally(features)
         predictions = [no_predictions()]
         for batch in context.batches():
             who = Identity.of(
@@ -96,42 +108,33 @@ class Scan:
             }
         )
 
-    def publish(self, view: View, tasks: Sequence[Task]) -> Iterator[tuple[Table, Columns]]:
-        """Merge the tasks: images as they come, then features and winners layer by layer."""
-        layers = view.network.choose(self.names)
-        done = view.done("scan")
+    def publish(self, view: View, tasks: Iterable[Task]) -> Iterator[tuple[Table, Columns]]:
+        """Merge the tasks: features and winners layer by layer, and the images as they ended."""
+        layers = view.network.choose(self.options.layers)
         features = sum(layer.channels for layer in layers)
         tally, best = Tally(features), Winners.empty(features)
+        done = view.done
         for task in tasks:
             read = done[task.id]
             tally.merge(read("sums"))
-            best = merge([best, Winners.of(features, read("winners"))], self.k)
-            yield IMAGES, join(read("outcomes"), read("predictions"))
+            best = merge([best, Winners.of(features, read("winners"))], self.options.top_k)
+        ids = set(_ids(best.rows()))
+        keys: dict[str, str] = {}
+        for task in tasks:
+            read = done[task.id]
+            if isinstance(task.images, ImageRange):
+                index = view.references(task.images)
+                rows = join(index, read("outcomes"), read("predictions"))
+                named = zip(rows["id"], rows["key"], rows["status"], strict=True)
+                keys |= {i: key for i, key, status in named if status == Status.OK and i in ids}
+                yield IMAGES, rows
         summary, start = tally.summary(), 0
         for layer in layers:
             stop = start + layer.channels
             columns = {name: values[start:stop] for name, values in summary.items()}
             yield FEATURES, _named(layer.name, {"feature": np.arange(layer.channels)} | columns)
-            yield WINNERS, _final(view, layer, best.part(start, stop))
+            yield WINNERS, _final(view.network, layer, best.part(start, stop), keys)
             start = stop
-
-
-def _copies(outcomes: Iterable[Columns]) -> list[tuple[int, ...]]:
-    """For each task the positions of images that an earlier task has: 24 bytes an image."""
-    ids, places, owners = [], [], []
-    for owner, rows in enumerate(outcomes):
-        ok = rows["status"] == Status.OK
-        who = Identity.of(rows["id"][ok].tolist(), [None] * int(ok.sum()))
-        ids.append(np.stack([who.high, who.low], axis=1))
-        places.append(np.asarray(rows["index"][ok]))
-        owners.append(np.full(len(who), owner))
-    every, place, owner_of = (np.concatenate(parts) for parts in (ids, places, owners))
-    order = np.lexsort((owner_of, every[:, 1], every[:, 0]))
-    again = order[1:][(every[order[1:]] == every[order[:-1]]).all(1)]
-    copies: list[list[int]] = [[] for _ in ids]
-    for at in again.tolist():
-        copies[owner_of[at]].append(int(place[at]))
-    return [tuple(sorted(positions)) for positions in copies]
 
 
 def _named(layer: str, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -143,19 +146,23 @@ def _stack(parts: Sequence[Columns]) -> Columns:
     return {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _final(view: View, layer: Layer, best: Winners) -> Columns:
-    """Rows of `winners` for one layer, with the names of the images and receptive fields."""
+def _ids(rows: Columns) -> list[str]:
+    """The ids of images from their halves."""
+    return [f"{high:016x}{low:016x}" for high, low in zip(rows["high"], rows["low"], strict=True)]
+
+
+def _final(network: Network, layer: Layer, best: Winners, keys: Mapping[str, str]) -> Columns:
+    """Rows of `winners` for one layer, with the keys of the images and receptive fields."""
     rows = best.rows()
-    halves = zip(rows.pop("high"), rows.pop("low"), strict=True)
-    ids = [f"{high:016x}{low:016x}" for high, low in halves]
-    keys = {image.id: image.key for image in view.images(sorted(set(ids)))}
+    ids = _ids(rows)
+    del rows["high"], rows["low"]
     label = rows.pop("label")
     named = {
         "image_id": np.array(ids, dtype=object),
         "key": np.array([keys[id_] for id_ in ids], dtype=object),
         "label": np.ma.masked_array(label, label < 0),
     }
-    return _named(layer.name, rows | named | _receptive_fields(view.network, layer, rows))
+    return _named(layer.name, rows | named | _receptive_fields(network, layer, rows))
 
 
 def _receptive_fields(network: Network, layer: Layer, rows: Columns) -> dict[str, NDArray[Any]]:

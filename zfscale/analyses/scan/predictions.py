@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zfscale.analyses import Batch
+from zfscale.analysis import Batch
 from zfscale.convnet.observing.observe import Observation
 from zfscale.convnet.observing.topk import Identity
 from zfscale.records import Columns
@@ -19,7 +19,7 @@ def no_predictions() -> dict[str, NDArray[Any]]:
         "index": np.empty(0, np.int64),
         "predicted": np.ma.masked_all(0, np.int64),
         "probability": np.ma.masked_all(0, np.float32),
-        "rank": np.ma.masked_all(0, np.int64),
+        "true_class_rank": np.ma.masked_all(0, np.int64),
     }
 
 
@@ -42,17 +42,20 @@ def predict(batch: Batch, who: Identity, seen: Observation) -> dict[str, NDArray
         "index": index,
         "predicted": np.ma.masked_array(predicted),
         "probability": np.ma.masked_array(probability),
-        "rank": np.ma.masked_array(rank, ~known),
+        "true_class_rank": np.ma.masked_array(rank, ~known),
     }
 
 
-def join(outcomes: Columns, predictions: Columns) -> Columns:
-    """Rows of `images`: how every image ended, with its prediction where there is one."""
-    place = {int(index): row for row, index in enumerate(predictions["index"])}
-    row = np.array([place.get(int(index), -1) for index in outcomes["index"]], np.int64)
-    joined = {name: values for name, values in outcomes.items() if name != "index"}
-    for name in ("predicted", "probability", "rank"):
-        values = np.ma.masked_all(len(row), predictions[name].dtype)
-        values[row >= 0] = predictions[name][row[row >= 0]]
-        joined[name] = values
-    return joined
+def join(index: Columns, outcomes: Columns, predictions: Columns) -> Columns:
+    """Rows of `images` for a range: the index, how every image ended, and its prediction if any."""
+    rows = {name: values for name, values in index.items() if name not in ("position", "reason")}
+    order = {int(position): row for row, position in enumerate(outcomes["position"])}
+    ended = np.array([order[int(position)] for position in index["position"]], np.int64)
+    rows |= {name: values[ended] for name, values in outcomes.items() if name != "position"}
+    places = {int(position): row for row, position in enumerate(predictions["index"])}
+    place = np.array([places.get(int(position), -1) for position in index["position"]], np.int64)
+    for name in ("predicted", "probability", "true_class_rank"):
+        values = np.ma.masked_all(len(place), predictions[name].dtype)
+        values[place >= 0] = predictions[name][place[place >= 0]]
+        rows[name] = values
+    return rows

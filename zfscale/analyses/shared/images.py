@@ -6,14 +6,15 @@ images, or a part of what is to be done with one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from zfscale.analyses import Batch, Context, View
 from zfscale.analyses.scan.tables import WINNERS
+from zfscale.analysis import Batch, Context, View
 from zfscale.errors import IntegrityError, UsageError
 from zfscale.records import Image, ImageList, Task
 
@@ -75,21 +76,25 @@ DEFAULT = Sample(sample=100)
 DESCRIPTION = f"Which images: {FORMS}."
 
 
-def groups(view: View, choice: Choice, size: int) -> list[ImageList]:
+def groups(view: View, choice: Choice, size: int) -> Iterator[ImageList]:
     """The chosen images in the order of the collection, at most `size` in a group."""
-    images = chosen(view, choice)
-    return [ImageList(tuple(images[at : at + size])) for at in range(0, len(images), size)]
+    images = iter(chosen(view, choice))
+    while group := tuple(islice(images, size)):
+        yield ImageList(group)
 
 
-def chosen(view: View, choice: Choice) -> Sequence[Image]:
-    """The images of a choice, in the order of the collection: such as the scan has accepted."""
+def chosen(view: View, choice: Choice) -> Iterable[Image]:
+    """The images of a choice, in the order of the collection: such as the scan has accepted.
+
+    All of them come as a stream, and can be gone through once.
+    """
     match choice:
         case "all":
-            return view.sample(sum(each.stop - each.start for each in view.ranges), seed=0)
+            return view.accepted()
         case Sample(sample=count, seed=seed):
             return view.sample(count, seed)
         case Keys(keys=keys):
-            return view.keyed(keys)
+            return view.by_key(keys)
         case WinnersOf(winners=layers):
             missing = sorted(set(layers) - set(view.layers))
             if missing:
@@ -97,11 +102,11 @@ def chosen(view: View, choice: Choice) -> Sequence[Image]:
                     f"images.winners: the run has no layer {missing[0]!r}; it has "
                     f"{', '.join(view.layers)}"
                 )
-            winners = view.table(WINNERS)
+            winners = view.table("scan", WINNERS)
             won = winners["image_id"][np.isin(winners["layer"].astype(str), layers)]
             return view.images(sorted(set(won.tolist())))
         case _:
-            return view.images(sorted(set(view.table(WINNERS)["image_id"].tolist())))
+            return view.images(sorted(set(view.table("scan", WINNERS)["image_id"].tolist())))
 
 
 def all_batches(context: Context, task: Task) -> Iterator[Batch]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zfscale.records import Preprocessing as Preprocessing
     from zfscale.runs.results import Results
 
 __version__ = "0.1.0"
@@ -15,3 +16,12 @@ def open(run: str) -> Results:  # noqa: A001
     from zfscale.runs.results import Results
 
     return Results(run)
+
+
+def __getattr__(name: str) -> Any:
+    """Names of the package that take a library to load, when they are first asked for."""
+    if name == "Preprocessing":
+        from zfscale.records import Preprocessing
+
+        return Preprocessing
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from zfscale.models import checkpoint as _checkpoint
-from zfscale.models import zfscale as _zfscale
+from zfscale.models.sources import zfscale as _zfscale
 from zfscale.models.networks import alexnet, caffenet, cifar, vgg16, zfnet
 
 

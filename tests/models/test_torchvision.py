@@ -12,7 +12,7 @@ import torchvision
 
 from zfscale import models
 from zfscale.errors import UsageError
-from zfscale.models import torchvision as _torchvision
+from zfscale.models.sources import torchvision as _torchvision
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

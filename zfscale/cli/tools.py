@@ -155,6 +155,8 @@ def parts(count: int, out: str, seed: int) -> None:
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of a job file, the options of every analysis included."""
+    from zfscale.engine.resolve import job_schema
+
     click.echo(json.dumps(job_schema(), indent=2))
 
 

@@ -1,14 +1,8 @@
-"""Networks by name: one file = one network = one `zfscale:NAME`.
+"""Networks by name, with their weights and their preprocessing.
 
-A file NAME.py of this package (dashes written as underscores) cites its source and holds
-
-    PREPROCESSING: Preprocessing            from pixels to the input
-    def build(classes: int = N) -> Module   the network, its layers named as in the field
-    WEIGHTS: str                            optional: a file of weights/ that ships with it
-
-Adding a network is adding a file here; nothing else names it. Modules with an underscore are
-not networks: they load those of this package, of torchvision and of the user, and their weights.
-Knows local files only: whoever has a URL makes it local first.
+`sources` holds where models come from, one file a prefix; `networks` those of this package, one
+file a network; `factory` calls a function of a user's; `checkpoint` reads weights. Knows local
+files only: whoever has a URL makes it local first.
 """
 
 from __future__ import annotations
@@ -21,42 +15,31 @@ import torch
 
 from zfscale.convnet.network import Network
 from zfscale.errors import UsageError
-from zfscale.models import checkpoint as _checkpoint
-from zfscale.models import factory as _factory
-from zfscale.models import torchvision as _torchvision
-from zfscale.models import zfscale as _zfscale
+from zfscale.models import checkpoint, factory, sources
 from zfscale.models.summary import table
 
-__all__ = ["fingerprint", "load", "names", "table"]
-
-
-def names() -> list[str]:
-    """The networks of this package, as they stand after `zfscale:`."""
-    return _zfscale.names()
+__all__ = ["fingerprint", "load", "table"]
 
 
 def load(model: str, weights: str | None, device: str = "cpu") -> Network:
     """The network of a job, ready to observe: in evaluation mode, channels last, on `device`.
 
-    `model` is `zfscale:NAME`, `torchvision:NAME[@WEIGHTS]` or `package.module:factory`;
-    `weights` a local file, `seed:N`, or None for those that come with the model.
+    `model` is PREFIX:NAME for a prefix of `sources`, or `package.module:factory`; `weights` a
+    local file, `seed:N`, or None for those that come with the model.
     A seed gives the networks of this package He initialisation, and others their own.
     Raises UsageError naming what cannot be found, read or fitted together.
     """
-    origin, colon, name = model.partition(":")
-    if not (origin and colon and name):
-        raise UsageError(
-            f"model: {model!r}: expected zfscale:NAME ({', '.join(names())}), "
-            f"torchvision:NAME[@WEIGHTS] or package.module:factory"
-        )
-    match origin:
-        case "zfscale":
-            module, preprocessing = _zfscale.load(name, weights)
-        case "torchvision":
-            module, preprocessing = _torchvision.load(name, weights)
-        case _:
-            module, preprocessing = _factory.load(model, weights)
-    _checkpoint.check_finite(module, weights or model)
+    prefix, colon, name = model.partition(":")
+    if not (prefix and colon and name):
+        known = (sources.source(each) for each in sources.prefixes())
+        forms = ", ".join(each.FORM for each in known if each is not None)
+        raise UsageError(f"model: {model!r}: expected {forms} or package.module:factory")
+    source = sources.source(prefix)
+    if source is None:
+        module, preprocessing = factory.load(model, weights)
+    else:
+        module, preprocessing = source.load(name, weights)
+    checkpoint.check_finite(module, weights or model)
     return Network(module, preprocessing, name=model, device=device)
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from zfscale.errors import UsageError
-from zfscale.models import checkpoint as _checkpoint
+from zfscale.models import checkpoint
 from zfscale.records import Preprocessing
 
 IMAGENET = Preprocessing(
@@ -34,13 +34,13 @@ def load(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing]:
     The factory returns an nn.Module, or (nn.Module, Preprocessing). Without `weights` the module
     is taken as it comes, so the factory has to load its own. `seed:N` seeds torch before the call.
     """
-    seed = _checkpoint.seed_of(weights)
+    seed = checkpoint.seed_of(weights)
     with _current_directory_importable():
         factory = _import(name)
-        with nullcontext() if seed is None else _checkpoint.seeded(seed):
+        with nullcontext() if seed is None else checkpoint.seeded(seed):
             module, preprocessing = _result(name, _call(name, factory))
     if weights is not None and seed is None:
-        _checkpoint.fill(module, _checkpoint.read(weights), weights)
+        checkpoint.fill(module, checkpoint.read(weights), weights)
     return module, preprocessing
 
 
@@ -104,7 +104,7 @@ def _result(name: str, result: Any) -> tuple[nn.Module, Preprocessing]:
             return module, preprocessing
     raise UsageError(
         f"model: {name}: returned {_describe(result)}; expected an nn.Module, "
-        f"or (nn.Module, zfscale.records.Preprocessing)"
+        f"or (nn.Module, zfscale.Preprocessing)"
     )
 
 

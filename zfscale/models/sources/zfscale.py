@@ -10,19 +10,17 @@ from types import ModuleType
 from torch import nn
 
 from zfscale.errors import UsageError
-from zfscale.models import checkpoint as _checkpoint
+from zfscale.models import checkpoint, networks
 from zfscale.records import Preprocessing
 
-_PACKAGE = Path(__file__).parent / "networks"
-_SHIPPED = _PACKAGE / "weights"
+FORM = "zfscale:NAME"
+_SHIPPED = Path(networks.__file__).parent / "weights"
 
 
 def names() -> list[str]:
-    """All networks there are: every public module of this package."""
-    modules = pkgutil.iter_modules([str(_PACKAGE)])
-    return sorted(
-        module.name.replace("_", "-") for module in modules if not module.name.startswith("_")
-    )
+    """All networks there are: every module of `zfscale.models.networks`."""
+    modules = pkgutil.iter_modules(networks.__path__)
+    return sorted(module.name.replace("_", "-") for module in modules)
 
 
 def load(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing]:
@@ -36,16 +34,16 @@ def load(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing]:
             f"model: zfscale:{name} comes without weights; set weights to a file, "
             f"or to seed:0 for random ones"
         )
-    seed = _checkpoint.seed_of(weights)
+    seed = checkpoint.seed_of(weights)
     if seed is not None:
-        with _checkpoint.seeded(seed):
+        with checkpoint.seeded(seed):
             module: nn.Module = description.build()
-            _checkpoint.initialise(module)
+            checkpoint.initialise(module)
         return module, preprocessing
-    state = _checkpoint.read(weights)
-    with _checkpoint.seeded(0):
-        module = _checkpoint.build_for(state, description.build)
-    _checkpoint.fill(module, state, weights)
+    state = checkpoint.read(weights)
+    with checkpoint.seeded(0):
+        module = checkpoint.build_for(state, description.build)
+    checkpoint.fill(module, state, weights)
     return module, preprocessing
 
 
@@ -54,4 +52,4 @@ def _find(name: str) -> ModuleType:
         raise UsageError(
             f"model: zfscale:{name}: there is no such network; there are {', '.join(names())}"
         )
-    return importlib.import_module(f"{__package__}.networks.{name.replace('-', '_')}")
+    return importlib.import_module(f"{networks.__name__}.{name.replace('-', '_')}")

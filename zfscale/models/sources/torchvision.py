@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from zfscale.errors import UsageError
-from zfscale.models import checkpoint as _checkpoint
+from zfscale.models import checkpoint
 from zfscale.records import Preprocessing
 
+FORM = "torchvision:NAME[@WEIGHTS]"
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 """Classifiers that help in training only. They are left out, and so are their weights."""
 
@@ -34,11 +35,11 @@ def load(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing]:
     def build(classes: int = 1000) -> nn.Module:
         return _build(name, classes, transform_input=bool(member))
 
-    seed = _checkpoint.seed_of(weights)
+    seed = checkpoint.seed_of(weights)
     if seed is not None:
         module = _from_seed(build, seed)
     elif weights is not None:
-        module = _from_state(build, _checkpoint.read(weights), weights)
+        module = _from_state(build, checkpoint.read(weights), weights)
     elif member:
         module = _from_state(build, _download(published), f"torchvision:{name}@{member}")
     else:
@@ -97,28 +98,28 @@ def _build(name: str, classes: int, transform_input: bool) -> nn.Module:
 
 
 def _from_seed(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with _checkpoint.seeded(seed):
+    with checkpoint.seeded(seed):
         module = build()
         # The initialisation of GoogLeNet and Inception counts on batch statistics, which an
         # untrained net in evaluation mode has not: activations would fade or grow by 1e12.
         if hasattr(module, "aux_logits"):
-            _checkpoint.initialise(module)
+            checkpoint.initialise(module)
     return module
 
 
-def _from_state(build: Callable[..., nn.Module], state: _checkpoint.State, place: str) -> nn.Module:
-    with _checkpoint.seeded(0):
-        module = _checkpoint.build_for(state, build)
+def _from_state(build: Callable[..., nn.Module], state: checkpoint.State, place: str) -> nn.Module:
+    with checkpoint.seeded(0):
+        module = checkpoint.build_for(state, build)
     if hasattr(module, "aux_logits"):
         parts = tuple(f"{part}." for parts in _AUXILIARY.values() for part in parts)
         state = {key: value for key, value in state.items() if not key.startswith(parts)}
-    _checkpoint.fill(module, state, place)
+    checkpoint.fill(module, state, place)
     return module
 
 
-def _download(published: Any) -> _checkpoint.State:
+def _download(published: Any) -> checkpoint.State:
     try:
-        state: _checkpoint.State = published.get_state_dict(
+        state: checkpoint.State = published.get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:

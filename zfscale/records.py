@@ -64,18 +64,22 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file (or one flat folder) of images, as the plan sees it.
+    """A container, a folder, a glob or a single file of images, as it is listed without opening it.
 
-    `images` counts every sample, the unreadable ones too. `label` is the class of all of
-    them where the folder says it; `labels` is the URI of a label file for a flat folder.
+    `size` is in bytes, 0 where several files make up the shard. `version` is text that changes
+    when the shard does (the time of its last change, or an etag); None where the storage does not
+    say. `labels` is the URI of a label file for a flat folder. A `class_folder` holds images of
+    one class, also in folders below it; `label` is this class once the whole collection is
+    numbered.
     """
 
     format: str
     uri: str
-    images: int
     size: int
+    version: str | None = None
     label: int | None = None
     labels: str | None = None
+    class_folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)

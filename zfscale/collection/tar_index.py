@@ -5,7 +5,8 @@ The format is that of NVIDIA DALI, written by its tool wds2idx as NAME.idx besid
 JSON files of WebDataset's wids list whole tars, and not what is in them.) Such a file names
 regular members alone, and nothing says that it belongs to the tar as it is now. So the headers
 that it does not account for are read: those of the first and the last member, whatever lies
-between members beyond one header each, and what comes after the last one.
+between members beyond one header each, and what comes
+after the last one, so that links and hidden files are found where the tar has them.
 """
 
 from __future__ import annotations
@@ -116,9 +117,8 @@ def _checked(uri: str, size: int, listed: list[Member]) -> list[Member]:
         if gap > BLOCKSIZE or edge or "\\" in member.name:  # GNU tar writes é as \\303\\251
             doubts[place] = end, gap
         end = member.offset_data + -(-member.size // BLOCKSIZE) * BLOCKSIZE
-    *headers, tail = files.read_ranges(uri, [*doubts.values(), (end, BLOCKSIZE)])
-    if tail.strip(b"\0"):
-        raise _Contradiction(f"{files.name(uri)} goes on behind its last member")
+    left = max(size - end, 0)
+    *headers, tail = files.read_ranges(uri, [*doubts.values(), (end, min(left, _GAP_BYTES))])
     between = dict(zip(doubts, headers, strict=True))
     members: list[Member] = []
     for place, member in enumerate(listed):
@@ -126,17 +126,30 @@ def _checked(uri: str, size: int, listed: list[Member]) -> list[Member]:
             members += _in_gap(doubts[place][0], between[place], member)
         else:
             members.append(member)
+    return members + _behind(end, tail, left)
+
+
+def _behind(start: int, tail: bytes, left: int) -> list[Member]:
+    """The members behind the last listed one, in the bytes from `start` to the end of the tar."""
+    if not tail.strip(b"\0"):
+        return []
+    found = list(walk(io.BytesIO(tail), left))
+    members = [member for member in found if isinstance(member, Member)]
+    if left > len(tail) or len(members) < len(found):
+        raise _Contradiction(f"the tar goes on behind {start} bytes, the end of its last member")
+    for member in members:
+        member.offset_data += start
     return members
 
 
 def _in_gap(start: int, header: bytes, listed: Member) -> list[Member]:
     """The members whose headers lie in the bytes from `start` to the data of a listed one."""
-    found = list(walk(io.BytesIO(header), len(header)))
-    for member in found:
+    members = []
+    for member in walk(io.BytesIO(header), len(header)):
         if not isinstance(member, Member):
             raise _Contradiction(f"there is no header before {listed.name}")
         member.offset_data += start
-    members = [member for member in found if isinstance(member, Member)]
+        members.append(member)
     if not members or (members[-1].offset_data, members[-1].size) != (
         listed.offset_data,
         listed.size,

@@ -169,12 +169,15 @@ def _without_image(file: pq.ParquetFile, group: int, column: str | None) -> Iter
 def _nulls(file: pq.ParquetFile, group: int, column: str) -> int | None:
     """How many rows have no bytes, if the file says so."""
     metadata = file.metadata.row_group(group)
-    for place in range(metadata.num_columns):
-        chunk = metadata.column(place)
-        if chunk.path_in_schema in (column, f"{column}.bytes"):
-            statistics = chunk.statistics
-            if statistics is not None and statistics.has_null_count:
-                return int(statistics.null_count)
+    try:
+        for place in range(metadata.num_columns):
+            chunk = metadata.column(place)
+            if chunk.path_in_schema in (column, f"{column}.bytes"):
+                statistics = chunk.statistics
+                if statistics is not None and statistics.has_null_count:
+                    return int(statistics.null_count)
+    except UnicodeDecodeError:  # a damaged name, which reading does not look at
+        pass
     return None
 
 

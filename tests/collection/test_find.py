@@ -12,6 +12,7 @@ from pathlib import Path
 import badfiles
 import fsspec
 import pytest
+from collected import collect, index, samples_of, select
 
 from zfscale import collection as sources
 from zfscale.errors import IntegrityError, UsageError
@@ -41,7 +42,7 @@ def test_any_spelling_gives_the_same_shards(tars: Path, monkeypatch: pytest.Monk
     expected = sources.find([str(tars)])
     names = [str(tars / f"val-{number}.tar") for number in range(5)]
     assert [shard.uri for shard in expected] == names
-    assert [shard.images for shard in expected] == [2, 3, 4, 5, 6]
+    assert [each.images for each in collect(tars)] == [2, 3, 4, 5, 6]
     shuffled = [*names, names[2], f"file://{names[1]}"]
     random.Random(0).shuffle(shuffled)
     assert sources.find(shuffled) == expected
@@ -63,9 +64,9 @@ def test_memory_urls(layout: str, tars: Path) -> None:
         memory.pipe({"/find/pictures/cat/a.jpg": jpeg(1), "/find/pictures/dog/a.jpg": jpeg(2)})
         place = "memory://find/pictures"
     try:
-        shards = sources.find([place])
-        found = [sample for shard in shards for sample in sources.read(shard, 0, shard.images)]
-        assert all(shard.uri.startswith("memory://") for shard in shards)
+        shards = collect(place)
+        found = samples_of(shards)
+        assert all(each.shard.uri.startswith("memory://") for each in shards)
         assert [sample.label for sample in found] == [0, 1]
         assert [sources.fetch(sample.ref) for sample in found] == [s.data for s in found]
         assert found[0].data in (jpeg(0), jpeg(1))
@@ -111,10 +112,10 @@ def test_web(web: str, tars: Path) -> None:
     for place in (f"{web}/*.tar", f"{web}/"):
         shards = sources.find([place])
         assert [shard.uri for shard in shards] == [f"{web}/val-{n}.tar" for n in range(5)]
-        assert [shard.images for shard in shards] == [2, 3, 4, 5, 6]
+        assert [len(index(shard)["key"]) for shard in shards] == [2, 3, 4, 5, 6]
         assert [shard.size for shard in shards] == [shard.size for shard in on_disk]
-    (shard,) = sources.find([f"{web}/val-0.tar?token=1"], "webdataset")
-    found = list(sources.read(shard, 0, 2))
+    (shard,) = collect(f"{web}/val-0.tar?token=1", kind="webdataset")
+    found = shard.read()
     assert [sample.data for sample in found] == [jpeg(0), jpeg(1)]
     assert sources.fetch(found[1].ref) == jpeg(1)
 
@@ -122,7 +123,7 @@ def test_web(web: str, tars: Path) -> None:
 def test_web_without_ranges(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "ranges", False)
     with pytest.raises(UsageError, match="range requests"):
-        sources.find([f"{web}/val-0.tar"])
+        collect(f"{web}/val-0.tar")
 
 
 def test_nothing_found_says_where_and_what_to_do(tmp_path: Path) -> None:
@@ -148,68 +149,67 @@ def test_unknown_protocol_and_format(tars: Path) -> None:
 
 def test_format_overrules_names(tars: Path) -> None:
     (tars / "val-0.tar").rename(tars / "shard.bin")
-    assert [s.images for s in sources.find([str(tars / "shard.bin")], "webdataset")] == [2]
+    assert [each.images for each in collect(tars / "shard.bin", kind="webdataset")] == [2]
     (tars / "preview.jpg").write_bytes(jpeg(1))
     assert {shard.format for shard in sources.find([str(tars)])} == {"webdataset"}
-    assert [s.images for s in sources.find([str(tars)], "folder")] == [1]
+    assert [each.images for each in collect(tars, kind="folder")] == [1]
 
 
 def test_a_name_with_magic_in_it_is_itself(tmp_path: Path) -> None:
     write_tar(tmp_path / "odd[1]*.tar", 3)
     write_tar(tmp_path / "odd1.tar", 1)
-    (shard,) = sources.find([str(tmp_path / "odd[1]*.tar")])
+    (shard,) = collect(tmp_path / "odd[1]*.tar")
     assert shard.images == 3
-    assert len(list(sources.read(shard, 0, 3))) == 3
+    assert len(shard.read()) == 3
 
 
-def test_ranges_and_skips_tile_a_shard(tars: Path) -> None:
-    shard = sources.find([str(tars)])[-1]
-    whole = list(sources.read(shard, 0, shard.images))
+def test_ranges_tile_a_shard(tars: Path) -> None:
+    shard = collect(tars)[-1]
+    whole = shard.read()
+    assert [sample.key for sample in whole] == shard.rows["key"].tolist()
     for cut in range(shard.images + 1):
-        parts = [*sources.read(shard, 0, cut), *sources.read(shard, cut, 99)]
-        assert parts == whole
-    kept = list(sources.read(shard, 1, 5, skip=(2, 4)))
-    assert kept == [whole[1], whole[3]]
+        assert [*shard.read(0, cut), *shard.read(cut)] == whole
+    some = select(shard.rows, [1, 3])
+    assert list(sources.read(shard.shard, some)) == [whole[1], whole[3]]
 
 
 def test_vanished_file_is_unreadable_image_by_image(tars: Path) -> None:
-    shards = sources.find([str(tars)])
-    for shard in shards:
-        Path(shard.uri).unlink()
-        found = list(sources.read(shard, 1, shard.images))
-        assert [sample.index for sample in found] == list(range(1, shard.images))
+    for each in collect(tars):
+        Path(each.shard.uri).unlink()
+        found = each.read(1)
+        assert [sample.index for sample in found] == list(range(1, each.images))
+        assert [sample.key for sample in found] == each.rows["key"][1:].tolist()
         assert {sample.reason for sample in found} == {Reason.UNREADABLE}
 
 
 def test_forbidden_file_is_unreadable(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(uri: str) -> object:
+    def forbidden(uri: str, **_: object) -> object:
         raise PermissionError(uri)
 
-    counted = sources.find([str(tars)])[1]
-    with monkeypatch.context() as patch:
-        patch.setattr("zfscale.storage.files.open_file", forbidden)
-        reasons = [sample.reason for sample in sources.read(counted, 0, 3)]
-        assert reasons == [Reason.UNREADABLE] * 3
-        uncounted = sources.find([counted.uri])[0]
-        assert uncounted.images == 1
-        assert [s.reason for s in sources.read(uncounted, 0, 1)] == [Reason.UNREADABLE]
+    indexed = collect(tars)[1]
+    monkeypatch.setattr("zfscale.storage.files.open_file", forbidden)
+    assert [sample.reason for sample in indexed.read()] == [Reason.UNREADABLE] * 3
+    (sample,) = samples_of(collect(indexed.shard.uri))
+    assert (sample.key, sample.reason) == ("val-1.tar#0", Reason.UNREADABLE)
 
 
 def test_errors_that_may_pass_are_raised(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that is down must not put images in quarantine: the task is tried again."""
-    shard = sources.find([str(tars)])[0]
+    shard = collect(tars)[0]
 
-    def down(*_: object) -> object:
+    def down(*_: object, **__: object) -> object:
         raise TimeoutError("network")
 
     monkeypatch.setattr("zfscale.storage.files.open_file", down)
     with pytest.raises(TimeoutError):
-        list(sources.read(shard, 0, 2))
+        shard.read()
+    with pytest.raises(TimeoutError):
+        sources.index(shard.shard)
 
 
 def test_fetch_notices_a_changed_file(tars: Path) -> None:
-    shard = sources.find([str(tars)])[0]
-    sample = list(sources.read(shard, 0, 2))[1]
+    indexed = collect(tars)[0]
+    shard, sample = indexed.shard, indexed.read()[1]
     assert sources.fetch(sample.ref) == sample.data
     with Path(shard.uri).open("r+b") as file:
         file.truncate(sample.ref.offset or 0)
@@ -224,7 +224,7 @@ def test_fetch_notices_a_changed_file(tars: Path) -> None:
 
 def test_class_names_of_no_shards() -> None:
     assert sources.class_names([]) is None
-    assert sources.class_names([Shard("webdataset", "/nowhere/a.tar", 1, 1)]) is None
+    assert sources.class_names([Shard("webdataset", "/nowhere/a.tar", 1)]) is None
 
 
 @pytest.mark.parametrize(

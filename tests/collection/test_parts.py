@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from collected import read_all
 
-from zfscale import collection as sources
 from zfscale.boxes import PartBox
 from zfscale.collection import parts
 from zfscale.datasets import parts as creatures
@@ -37,8 +37,7 @@ def accepted(place: str, kind: str | None = None) -> list[Image]:
     """The images of a collection as a run knows them, all of 60 x 50 pixels."""
     return [
         Image(-1, image_id(sample.data), sample.key, None, sample.ref, 60, 50)
-        for shard in sources.find([place], kind)
-        for sample in sources.read(shard, 0, shard.images)
+        for sample in read_all(place, kind=kind)
         if sample.data is not None
     ]
 
@@ -94,9 +93,9 @@ def test_a_tar_is_walked_once_and_no_pixels_are_read(tmp_path: Path, monkeypatch
     opened: list[str] = []
     longest = 0
 
-    def watched(uri: str, real=files.open_file):
+    def watched(uri: str, real=files.open_file, **options: int):
         opened.append(uri)
-        handle = real(uri)
+        handle = real(uri, **options)
         read = handle.read
 
         class Watched:

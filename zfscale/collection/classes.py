@@ -6,6 +6,7 @@ A label is a whole number from 0. Text that is not one gives None: the image its
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from zfscale.errors import UsageError
@@ -61,6 +62,19 @@ def labels_by_word(uri: str) -> dict[str, int]:
             if key != "index":
                 words.setdefault(str(word), index)
     return words
+
+
+def numbers(class_folders: Sequence[str]) -> dict[str, int]:
+    """Label by the name of a class folder: what the file of class names beside the folders says
+    where it knows them all, else the place among the sorted names.
+    """
+    folders = sorted({files.name(uri) for uri in class_folders})
+    listed = beside(class_folders[0]) if class_folders else None
+    if listed is not None:
+        words = labels_by_word(listed)
+        if all(folder in words for folder in folders):
+            return {folder: words[folder] for folder in folders}
+    return {folder: number for number, folder in enumerate(folders)}
 
 
 def _entries(uri: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import fsspec
+from zfscale.storage import open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,8 @@ class Output:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
-        self._fs, self._root = fsspec.url_to_fs(self.address)
-        self._made: set[str] = set()
+        self._storage = open_storage(self.address)
 
     def write(self, file: File) -> None:
         """Write one file, with the folders it needs."""
-        path = f"{self._root}/{file.path}"
-        folder = path.rpartition("/")[0]
-        if folder not in self._made:
-            self._fs.makedirs(folder, exist_ok=True)
-            self._made.add(folder)
-        self._fs.pipe_file(path, file.data)
+        self._storage.write(file.path, file.data)

@@ -1,8 +1,8 @@
 """Bytes under a path: in a local directory, or in an object store through fsspec.
 
 Two ways to write, both all or nothing: `publish` puts a whole file in its place, `create` does
-so only where there is none. Neither is acknowledged before it is durable. Knows nothing of what
-the bytes mean.
+so only where there is none. Neither is acknowledged before it is durable. (`write` is for what
+can be made again.) Knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ CHUNK = 8 << 20
 class Storage(Protocol):
     """A run's files by path relative to its root, e.g. `winners/layer=conv1/part-00000.parquet`.
 
-    Storages are picklable: a worker gets the one of its driver.
+    Storages are picklable: a worker gets the one of its driver. Where credentials or permission
+    are missing every method raises a UsageError that names the address and the setting.
     """
 
     def __hash__(self) -> int: ...
@@ -40,6 +41,9 @@ class Storage(Protocol):
 
     def publish(self, path: str, data: bytes) -> None:
         """Put a whole file in its place, over what was there: readers see the old or the new."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file in its place without waiting until it is durable: fast for many files."""
 
     def writing(self, path: str) -> AbstractContextManager[IO[bytes]]:
         """`publish` for what does not fit in memory: published when the block ends well."""
@@ -60,6 +64,9 @@ class Storage(Protocol):
 
     def filesystem(self) -> Any:
         """The root as a pyarrow.fs.FileSystem."""
+
+    def zarr_store(self, path: str) -> Any:
+        """A directory as a zarr.abc.store.Store to read from, e.g. `switches.zarr`."""
 
     def list(self, prefix: str = "") -> list[str]:
         """Paths of all files below a directory, sorted."""

@@ -1,4 +1,4 @@
-"""A storage on a local disk, durable against loss of power. Reached through `storage.py`."""
+"""A storage on a local disk, durable against loss of power. Reached through `open_storage`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ class Directory:
     def publish(self, path: str, data: bytes) -> None:
         with self.writing(path) as stream:
             stream.write(data)
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self.local(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
 
     @contextmanager
     def writing(self, path: str) -> Iterator[IO[bytes]]:
@@ -88,6 +93,11 @@ class Directory:
         from pyarrow import fs
 
         return fs.SubTreeFileSystem(str(self.root), fs.LocalFileSystem())
+
+    def zarr_store(self, path: str) -> Any:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.local(path), read_only=True)
 
 
 @contextmanager

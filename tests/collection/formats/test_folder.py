@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
+import collected
 import pytest
+from collected import collect, index
 
 from zfscale import collection as sources
 from zfscale.errors import UsageError
-from zfscale.records import Reason, Sample
+from zfscale.records import Reason, Sample, Shard
+from zfscale.storage import files
 
 
 def make(root: Path, *names: str) -> Path:
@@ -24,16 +26,15 @@ def make(root: Path, *names: str) -> Path:
 
 
 def read_all(*places: Path | str) -> list[Sample]:
-    samples: list[Sample] = []
-    for shard in sources.find([str(place) for place in places]):
-        found = list(sources.read(shard, 0, shard.images))
-        assert [sample.index for sample in found] == list(range(shard.images))
-        samples += found
-    assert len({(sample.ref, sample.key) for sample in samples}) == len(samples)
+    samples = collected.read_all(*places)
     for sample in samples:
         if sample.data is not None:
             assert sources.fetch(sample.ref) == sample.data
     return samples
+
+
+def shards_of(*places: Path | str) -> list[Shard]:
+    return [each.shard for each in collect(*places)]
 
 
 def test_class_per_folder(tmp_path: Path) -> None:
@@ -45,9 +46,12 @@ def test_class_per_folder(tmp_path: Path) -> None:
         ("dog/b.jpg", 1),
     ]
     assert [sample.data for sample in samples] == [sample.key.encode() for sample in samples]
-    shards = sources.find([str(tmp_path)])
-    assert [shard.label for shard in shards] == [0, 1]
-    assert [shard.size for shard in shards] == [17, 19]
+    shards = shards_of(tmp_path)
+    assert [(files.name(shard.uri), shard.label) for shard in shards] == [
+        ("ape", None),  # without an image, which a listing alone does not show
+        ("cat", 0),
+        ("dog", 1),
+    ]
     assert sources.class_names(shards) == ["cat", "dog"]
 
 
@@ -56,7 +60,7 @@ def test_labels_over_several_folders_agree(tmp_path: Path) -> None:
     expected = [("cat/a.jpg", 1), ("dog/a.jpg", 2), ("bee/a.jpg", 0), ("dog/b.jpg", 2)]
     for places in ([tmp_path / "one", tmp_path / "two"], [tmp_path / "two", tmp_path / "one"]):
         assert [(s.key, s.label) for s in read_all(*places)] == expected
-    assert sources.class_names(sources.find([str(tmp_path / "*")])) == ["bee", "cat", "dog"]
+    assert sources.class_names(shards_of(tmp_path / "*")) == ["bee", "cat", "dog"]
 
 
 OVERLAPS = {
@@ -89,7 +93,7 @@ def test_overlapping_places_give_each_file_once(case: str, tmp_path: Path) -> No
         if "" in inside:  # Classes are those of the whole, whatever else is given.
             labels = {sample.ref.uri: sample.label for sample in together}
             assert labels == {uri: sample.label for uri, sample in alone[0].items()}
-            assert sources.class_names(sources.find(order)) == ["cat", "dog"]
+            assert sources.class_names(shards_of(*order)) == ["cat", "dog"]
 
 
 def test_class_file_numbers_a_subset_of_the_classes(tmp_path: Path) -> None:
@@ -98,7 +102,7 @@ def test_class_file_numbers_a_subset_of_the_classes(tmp_path: Path) -> None:
     classes = [{"wnid": f"n0{index}", "name": f"name {index}"} for index in range(5)]
     (tmp_path / "classes.json").write_text(json.dumps(classes))
     assert [sample.label for sample in read_all(tmp_path)] == [1, 3]
-    assert sources.class_names(sources.find([str(tmp_path)])) == [f"name {i}" for i in range(5)]
+    assert sources.class_names(shards_of(tmp_path)) == [f"name {i}" for i in range(5)]
 
 
 def test_flat_folder_and_images_beside_classes(tmp_path: Path) -> None:
@@ -115,10 +119,10 @@ def test_flat_folder_and_images_beside_classes(tmp_path: Path) -> None:
 def test_label_file(place: str, text: str, tmp_path: Path) -> None:
     make(tmp_path, "val/c.JPEG", "val/a.JPEG", "val/b.JPEG")
     (tmp_path / place).write_text(text)
-    (shard,) = sources.find([str(tmp_path / "val")])
-    assert shard.labels == str(tmp_path / place)
+    (each,) = collect(tmp_path / "val")
+    assert each.shard.labels == str(tmp_path / place)
     assert [sample.label for sample in read_all(tmp_path / "val")] == [65, None, 7]
-    assert [sample.label for sample in sources.read(shard, 2, 3)] == [7]
+    assert [sample.label for sample in each.read(2)] == [7]
 
 
 def test_label_file_names_with_spaces_and_missing_images(tmp_path: Path) -> None:
@@ -138,9 +142,9 @@ def test_label_file_that_cannot_be_matched(text: str, tmp_path: Path) -> None:
 def test_glob_and_single_files(tmp_path: Path) -> None:
     make(tmp_path, "x/b.jpg", "x/a.jpg", "x/a.txt", "y/c.png", "z.jpg/d.jpg")
     assert [sample.key for sample in read_all(tmp_path / "x" / "*.jpg")] == ["a.jpg", "b.jpg"]
-    (shard,) = sources.find([str(tmp_path / "*" / "*.[jp][pn]g")])
+    (shard,) = collect(tmp_path / "*" / "*.[jp][pn]g")
     assert shard.images == 4
-    assert [s.data for s in sources.read(shard, 0, 4)][-1] == b"z.jpg/d.jpg"
+    assert shard.read()[-1].data == b"z.jpg/d.jpg"
     files = [tmp_path / "y" / "c.png", tmp_path / "x" / "a.jpg"]
     assert [sample.data for sample in read_all(*files)] == [b"x/a.jpg", b"y/c.png"]
 
@@ -148,7 +152,7 @@ def test_glob_and_single_files(tmp_path: Path) -> None:
 def test_a_class_folder_given_twice_keeps_its_label(tmp_path: Path) -> None:
     make(tmp_path, "cat/a.jpg", "dog/a.jpg")
     for places in (["", "dog"], ["dog", ""]):
-        shards = sources.find([str(tmp_path / place) for place in places])
+        shards = shards_of(*(tmp_path / place for place in places))
         assert [shard.label for shard in shards] == [0, 1]
 
 
@@ -173,19 +177,21 @@ def test_links(tmp_path: Path) -> None:
 
 def test_file_that_vanishes_or_empties_after_listing(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    (shard,) = sources.find([str(tmp_path)])
-    assert len(list(sources.read(shard, 0, 1))) == 1
+    (shard,) = collect(tmp_path)
+    assert len(shard.read(0, 1)) == 1
     (tmp_path / "b.jpg").unlink()
     (tmp_path / "c.jpg").write_bytes(b"")
-    reasons = [sample.reason for sample in sources.read(shard, 0, 3)]
+    reasons = [sample.reason for sample in shard.read()]
     assert reasons == [None, Reason.UNREADABLE, Reason.EMPTY]
 
 
 def test_folder_that_vanishes_after_counting(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "a.jpg", "b.jpg")
-    (shard,) = sources.find([str(root)])
+    (shard,) = collect(root)
     root.rename(tmp_path / "moved")
-    assert [s.reason for s in sources.read(shard, 0, 2)] == [Reason.UNREADABLE] * 2
+    assert [sample.reason for sample in shard.read()] == [Reason.UNREADABLE] * 2
+    (sample,) = index(shard.shard)["reason"]
+    assert sample == "unreadable"
 
 
 def test_name_that_is_not_unicode(tmp_path: Path) -> None:
@@ -202,16 +208,19 @@ def test_folder_whose_name_is_not_unicode(tmp_path: Path) -> None:
         sources.find([str(tmp_path)])
 
 
-@pytest.mark.slow
-def test_many_files(tmp_path: Path) -> None:
-    """A file costs some ten microseconds; the bound leaves room for a busy machine."""
-    for name in range(20):
-        folder = tmp_path / f"{name:03d}"
-        folder.mkdir()
-        for number in range(1000):
-            (folder / f"{number}.jpg").touch()
-    begin = time.monotonic()
+def test_no_class_folder_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some are looked into, to tell them from folders of containers; however many there are."""
+    for name in range(100):
+        make(tmp_path, f"{name:03d}/a.jpg", f"{name:03d}/b/c.jpg")
+    looked: list[str] = []
+    scandir = os.scandir
+
+    def watched(path: str) -> object:
+        looked.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
     shards = sources.find([str(tmp_path)])
-    assert time.monotonic() - begin < 10
-    assert len(shards) == 20
-    assert sum(shard.images for shard in shards) == 20_000
+    assert len(shards) == 100
+    assert len(looked) == 2 + sources.PEEKS
+    assert sum(each.images for each in collect(tmp_path)) == 200

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from collected import collect, read_all, samples_of, select
 
 from zfscale import collection as sources
 from zfscale.collection.decode import Decoded, decode_ahead
-from zfscale.records import Preprocessing, Reason, Sample
+from zfscale.records import Preprocessing, Reason
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -38,13 +39,6 @@ def images(count: int) -> pa.Array:
     )
 
 
-def read_all(path: Path) -> list[Sample]:
-    (shard,) = sources.find([str(path)])
-    samples = list(sources.read(shard, 0, shard.images))
-    assert [sample.index for sample in samples] == list(range(shard.images))
-    return samples
-
-
 def test_hugging_face_layout(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     thumbnails = pa.array([b"small"] * 8)
@@ -60,11 +54,12 @@ def test_hugging_face_layout(tmp_path: Path) -> None:
 
 def test_ranges_and_skips(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"image": images(8), "label": range(8)})
-    (shard,) = sources.find([str(tmp_path)])
+    (shard,) = collect(tmp_path)
     whole = read_all(tmp_path)
     for cut in range(9):
-        assert [*sources.read(shard, 0, cut), *sources.read(shard, cut, 8)] == whole
-    assert list(sources.read(shard, 2, 7, skip=(3, 4))) == [whole[2], whole[5], whole[6]]
+        assert [*shard.read(0, cut), *shard.read(cut)] == whole
+    some = select(shard.rows, [2, 5, 6])
+    assert list(sources.read(shard.shard, some)) == [whole[2], whole[5], whole[6]]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
@@ -161,19 +156,19 @@ def test_damage_anywhere_is_accounted_for(compression: str, tmp_path: Path) -> N
 def test_file_replaced_by_a_shorter_one(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write(path, {"image": images(8)})
-    (shard,) = sources.find([str(path)])
+    (shard,) = collect(path)
     write(path, {"image": images(5)})
-    reasons = [sample.reason for sample in sources.read(shard, 0, 8)]
+    reasons = [sample.reason for sample in shard.read()]
     assert reasons == [None] * 5 + [Reason.UNREADABLE] * 3
 
 
 def test_cifar(shared_data: Path, preprocessing: Preprocessing) -> None:
     """All 10,000 test images of CIFAR-10 decode."""
-    shards = sources.find([str(shared_data / "cifar10" / "test-*.parquet")])
-    names = sources.class_names(shards)
+    shards = collect(shared_data / "cifar10" / "test-*.parquet")
+    names = sources.class_names([each.shard for each in shards])
     assert names is not None
     assert names[:2] == ["airplane", "automobile"]
-    stream = (sample for shard in shards for sample in sources.read(shard, 0, shard.images))
+    stream = iter(samples_of(shards))
     count = 0
     for sample, outcome in decode_ahead(stream, preprocessing, threads=2, ahead=16):
         assert isinstance(outcome, Decoded)

@@ -9,29 +9,21 @@ from pathlib import Path
 
 import badfiles
 import pytest
+from collected import collect, read_all
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zfscale import collection as sources
 from zfscale.collection.decode import Quarantine, decode_ahead
 from zfscale.errors import IntegrityError, UsageError
-from zfscale.records import Preprocessing, Reason, Sample
-
-
-def read_all(path: Path) -> list[Sample]:
-    (shard,) = sources.find([str(path)])
-    samples = list(sources.read(shard, 0, shard.images))
-    assert [sample.index for sample in samples] == list(range(shard.images))
-    assert all((sample.data is None) != (sample.reason is None) for sample in samples)
-    assert len({(sample.ref, sample.key) for sample in samples}) == len(samples)
-    return samples
+from zfscale.records import Preprocessing, Reason
 
 
 def test_every_kind_of_bad_file(tmp_path: Path, preprocessing: Preprocessing) -> None:
     expected = badfiles.write_tar(tmp_path / "mixed.tar")
-    (shard,) = sources.find([str(tmp_path)])
+    (shard,) = collect(tmp_path)
     assert shard.images == len(expected)
-    stream = sources.read(shard, 0, shard.images)
+    stream = iter(shard.read())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for wanted, (sample, outcome) in zip(
@@ -137,15 +129,19 @@ def test_compressed_tar_is_refused_with_the_way_out(name: str, tar: Path, tmp_pa
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / name).write_bytes(gzip.compress(tar.read_bytes()))
     with pytest.raises(UsageError, match=f"{name}.*decompress"):
-        sources.find([str(tmp_path / "z")])
+        collect(tmp_path / "z")
 
 
 def test_file_that_shrinks_after_counting(tar: Path) -> None:
-    (shard,) = sources.find([str(tar)])
+    (shard,) = collect(tar)
     with tar.open("r+b") as file:
         file.truncate(members(tar)[4].offset_data + 10)
-    samples = list(sources.read(shard, 0, shard.images))
-    assert [sample.reason for sample in samples] == [None, None, Reason.TRUNCATED, Reason.TRUNCATED]
+    assert [sample.reason for sample in shard.read()] == [
+        None,
+        None,
+        Reason.TRUNCATED,
+        Reason.TRUNCATED,
+    ]
 
 
 def test_long_and_foreign_names(tmp_path: Path) -> None:
@@ -184,8 +180,8 @@ def test_no_header_makes_it_fail(damage: list[tuple[int, int, int]]) -> None:
         base[512 * block + 148 : 512 * block + 156] = b"%06o\0 " % total
     memory = fsspec.filesystem("memory")
     memory.pipe("/fuzz/a.tar", bytes(base))
-    (shard,) = sources.find(["memory://fuzz/a.tar"])
-    assert len(list(sources.read(shard, 0, shard.images))) == shard.images
+    (shard,) = collect("memory://fuzz/a.tar")
+    assert len(shard.read()) == shard.images
 
 
 def _pax_tar() -> bytes:
@@ -200,11 +196,11 @@ def _pax_tar() -> bytes:
 
 
 def test_photographs(shared_data: Path) -> None:
-    shards = sources.find([str(shared_data / "imagenet-sample")])
-    assert sum(shard.images for shard in shards) == 800
-    names = sources.class_names(shards)
+    shards = collect(shared_data / "imagenet-sample")
+    assert sum(each.images for each in shards) == 800
+    names = sources.class_names([each.shard for each in shards])
     assert names is not None
     assert names[0] == "tench"
-    sample = next(sources.read(shards[0], 0, 1))
+    (sample,) = shards[0].read(0, 1)
     assert sample.label is not None
     assert names[sample.label] in sample.key

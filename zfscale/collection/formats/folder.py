@@ -1,18 +1,17 @@
 """Images as single files: a folder of class folders, a flat folder, or a glob of files.
 
-A class folder is a shard with a label, read with all folders below it. A flat folder is a shard
-of the images straight in it, their labels in a file; so is a glob, without labels. A shard is
-listed again where it is read, and sorted: its files must not change during a run.
+A class folder is a shard of one class, with all folders below it. A flat folder is a shard of the
+images straight in it, their labels in a file; so is a glob, without labels.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from zfscale.collection import classes
+from zfscale.collection.formats import Warn
 from zfscale.errors import UsageError
 from zfscale.records import ImageRef, Reason, Sample, Shard
 from zfscale.storage import files
@@ -43,79 +42,174 @@ class _Kind(IntEnum):
     FILE = 3
 
 
+_Home = tuple[_Kind, str]
+"""A shard to be: its kind and its URI."""
+
+
 def shards(places: Sequence[Place]) -> list[Shard]:
     """Shards per class folder, flat folder, glob and single file; no file is in two of them."""
-    _list.cache_clear()
-    _labels.cache_clear()
-    groups = _without_overlap(places)
-    numbers = _numbers([uri for kind, uri in groups if kind is _Kind.CLASS])
-    found: list[Shard] = []
-    for (kind, uri), entries in groups.items():
-        if kind is _Kind.CLASS:
-            found.append(_shard(uri, entries, label=numbers[files.name(uri)]))
-        elif kind is _Kind.FLAT:
-            found.append(_flat(uri, entries))
+    homes: dict[_Home, Shard] = {}
+    for place in places:
+        if place.kind == "folder":
+            level = files.look(place.uri)
+            flat = [uri for uri in level.files if _is_image(uri)]
+            if flat:
+                homes[_Kind.FLAT, place.uri] = _flat(place.uri, level.files, len(flat))
+            for folder in level.folders:
+                homes[_Kind.CLASS, folder] = Shard(
+                    "folder", folder, 0, _version(folder), class_folder=True
+                )
+        elif place.kind == "glob":
+            version = files.fingerprint(place.files)
+            homes[_Kind.GLOB, place.uri] = Shard("folder", place.uri, 0, version)
         else:
-            found.append(_shard(uri, entries))
+            homes |= {(_Kind.FILE, entry.uri): _file(entry) for entry in place.files}
+    return _without_overlap(homes)
+
+
+def _is_image(uri: str) -> bool:
+    return uri.lower().endswith(SUFFIXES)
+
+
+def _file(entry: Entry) -> Shard:
+    return Shard("folder", entry.uri, entry.size, entry.version)
+
+
+def _version(folder: str) -> str | None:
+    """That of a local folder; an object store has no folders that could change."""
+    return files.version(folder) if files.local_path(folder) is not None else None
+
+
+def _flat(uri: str, listed: Collection[str], images: int) -> Shard:
+    """A flat folder with its label file: labels.txt in it, or FOLDER.txt beside it."""
+    version = _version(uri)
+    labels = f"{uri}/labels.txt"
+    if labels not in listed:
+        labels = f"{uri}.txt"
+        if not files.exists(labels):
+            return Shard("folder", uri, 0, version)
+    parsed = _labels(labels)
+    if parsed.by_name is None and len(parsed.in_order) != images:
+        raise UsageError(
+            f"{labels}: {len(parsed.in_order)} labels for the {images} images of {uri}; "
+            "write one a line in the sorted order of file names, or `name label` lines"
+        )
+    if version is not None:  # It is part of the index: another label is another index.
+        version += f" {files.version(labels)}"
+    return Shard("folder", uri, 0, version, labels=labels)
+
+
+def _without_overlap(homes: dict[_Home, Shard]) -> list[Shard]:
+    """The shards less the files that another one holds, whatever the order of the places.
+
+    Only those that may share a file are listed for it.
+    """
+    doubtful = _related(homes)
+    kept = [shard for home, shard in homes.items() if home not in doubtful]
+    taken: set[str] = set()
+    for home in sorted(doubtful):  # A folder comes before those in it.
+        entries = _entries(homes[home])
+        left = [entry for entry in entries if entry.uri not in taken]
+        taken.update(entry.uri for entry in entries)
+        if len(left) == len(entries):
+            kept.append(homes[home])
+        else:  # A shard is indexed by its name alone: the rest of one has none.
+            kept += [_file(entry) for entry in left]
+    return kept
+
+
+def _related(homes: Collection[_Home]) -> set[_Home]:
+    """Those that lie in one another, or may do so, by their names: what pairs with what."""
+    folders = {home for home in homes if home[0] in (_Kind.CLASS, _Kind.FLAT)}
+    related: set[_Home] = set()
+    globs = [home for home in homes if home[0] is _Kind.GLOB]
+    for home in homes:
+        kind, uri = home
+        if kind is not _Kind.GLOB:
+            # A class folder holds all below it, a flat one only what is straight in it.
+            above = _above(uri)
+            inside = {(_Kind.CLASS, folder) for folder in above}
+            if kind is _Kind.FLAT:
+                inside.add((_Kind.CLASS, uri))
+            if kind is _Kind.FILE:
+                inside.add((_Kind.FLAT, files.parent(uri)))
+            inside &= folders
+            related |= inside | ({home} if inside else set())
+        for glob in globs:
+            if glob != home and _may_meet(_fixed(glob[1]), _fixed(uri) if home in globs else uri):
+                related |= {home, glob}
+    return related
+
+
+def _above(uri: str) -> list[str]:
+    """The folders that a file or folder lies in, up to the root."""
+    found = []
+    while (folder := files.parent(uri)) not in ("", uri):
+        found.append(folder)
+        uri = folder
     return found
 
 
-def _without_overlap(places: Sequence[Place]) -> dict[tuple[_Kind, str], list[Entry]]:
-    """The files of each shard to be, by its kind and URI, whatever the order of the places."""
-    groups: dict[tuple[_Kind, str], dict[str, Entry]] = {}
-    for place in places:
-        for entry in place.files:
-            groups.setdefault(_home(place, entry), {})[entry.uri] = entry
-    taken: set[str] = set()
-    left: dict[tuple[_Kind, str], list[Entry]] = {}
-    for home in sorted(groups):  # A folder comes before those in it.
-        entries = [entry for uri, entry in groups[home].items() if uri not in taken]
-        taken.update(groups[home])
-        if len(entries) == len(groups[home]):
-            left[home] = entries
-        else:  # A shard is listed again by its name alone: the rest of one has none.
-            left |= {(_Kind.FILE, entry.uri): [entry] for entry in entries}
-    return left
+def _fixed(pattern: str) -> str:
+    """The folder that everything lies in that a glob matches."""
+    first = min((pattern.find(char) for char in "*?[" if char in pattern), default=len(pattern))
+    return pattern[:first].rpartition("/")[0]
 
 
-def _home(place: Place, entry: Entry) -> tuple[_Kind, str]:
-    """The shard that a file of a place belongs to."""
-    if place.kind != "folder":
-        return _Kind[place.kind.upper()], place.uri
-    inner, below, _ = entry.uri[len(place.uri) :].lstrip("/").partition("/")
-    return (_Kind.CLASS, f"{place.uri}/{inner}") if below else (_Kind.FLAT, place.uri)
+def _may_meet(one: str, other: str) -> bool:
+    one, other = f"{one}/", f"{other}/"
+    return one.startswith(other) or other.startswith(one)
 
 
-def _shard(uri: str, entries: Sequence[Entry], label: int | None = None) -> Shard:
-    return Shard("folder", uri, len(entries), sum(entry.size for entry in entries), label)
+def _entries(shard: Shard) -> list[Entry]:
+    """The images of a shard in order."""
+    if shard.class_folder:
+        return files.walk(shard.uri, SUFFIXES)
+    places = files.expand(shard.uri)
+    if len(places) == 1 and places[0].uri == shard.uri and places[0].kind == "folder":
+        return files.walk(shard.uri, SUFFIXES, recursive=False)
+    if len(places) == 1 and places[0].kind == "file":
+        return list(places[0].files)
+    if not places and not any(character in shard.uri for character in "*?["):
+        raise FileNotFoundError(shard.uri)
+    return [entry for entry in files.matching(shard.uri) if _is_image(entry.uri)]
 
 
-def _flat(uri: str, entries: Sequence[Entry]) -> Shard:
-    """A flat folder with its label file: labels.txt in it, or FOLDER.txt beside it."""
-    candidates = (f"{uri}/labels.txt", f"{uri}.txt")
-    labels = next((candidate for candidate in candidates if files.exists(candidate)), None)
-    if labels is not None:
-        parsed = _labels(labels)
-        if parsed.by_name is None and len(parsed.in_order) != len(entries):
-            raise UsageError(
-                f"{labels}: {len(parsed.in_order)} labels for the {len(entries)} images of {uri}; "
-                "write one a line in the sorted order of file names, or `name label` lines"
-            )
-    size = sum(entry.size for entry in entries)
-    return Shard("folder", uri, len(entries), size, labels=labels)
+def index(shard: Shard, warn: Warn) -> Iterator[Sample]:  # noqa: ARG001  (nothing to warn of)
+    """One sample a file. A name that no table could hold makes it unusable."""
+    labels = _labels(shard.labels) if shard.labels is not None else None
+    root = files.parent(shard.uri) if shard.class_folder else shard.uri
+    for position, entry in enumerate(_entries(shard)):
+        uri, reason = entry.uri, None
+        key = uri[len(root) + 1 :] if uri.startswith(f"{root}/") else files.name(uri)
+        label = labels.of(key, position) if labels is not None else None
+        ref = ImageRef(uri)
+        if not entry.regular:
+            reason = Reason.NOT_A_FILE
+        elif entry.version is None and files.local_path(uri) is not None:
+            reason = Reason.UNREADABLE  # a link that leads nowhere
+        else:
+            ref = ImageRef(uri, 0, entry.size)
+        try:
+            uri.encode()
+        except UnicodeEncodeError:
+            key, ref = ascii(key)[1:-1], ImageRef(ascii(uri)[1:-1])
+            reason = Reason.UNSAFE_NAME
+        yield Sample(position, key, label, ref, reason=reason)
 
 
-def _numbers(class_folders: Collection[str]) -> dict[str, int]:
-    """Label by folder name: what the file of class names beside the folders says where it knows
-    them all, else the place in sorted order.
-    """
-    names = sorted({files.name(uri) for uri in class_folders})
-    beside = classes.beside(next(iter(class_folders))) if class_folders else None
-    if beside is not None:
-        words = classes.labels_by_word(beside)
-        if all(name in words for name in names):
-            return {name: words[name] for name in names}
-    return {name: number for number, name in enumerate(names)}
+def read(shard: Shard, samples: Sequence[Sample]) -> Iterator[Sample]:  # noqa: ARG001
+    """File by file, each as it is now."""
+    for sample in samples:
+        uri = sample.ref.uri
+        try:
+            data = files.read_whole(uri)
+        except files.NotAFile:
+            yield replace(sample, reason=Reason.NOT_A_FILE)
+        except (FileNotFoundError, PermissionError):
+            yield replace(sample, reason=Reason.UNREADABLE)
+        else:
+            yield replace(sample, ref=ImageRef(uri, 0, len(data)), data=data)
 
 
 def class_names(shards: Sequence[Shard]) -> list[str] | None:
@@ -131,48 +225,6 @@ def records(uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, byte
         yield ref, text if len(text) <= RECORD_BYTES else b""
 
 
-def read(shard: Shard, start: int, stop: int, skip: Collection[int]) -> Iterator[Sample]:
-    """Samples `start` to `stop`, less those in `skip`."""
-    entries = _list(shard)
-    labels = _labels(shard.labels) if shard.labels is not None else None
-    root = shard.uri if shard.label is None else files.parent(shard.uri)
-    for index in range(start, min(stop, len(entries))):
-        if index in skip:
-            continue
-        uri = entries[index].uri
-        inside = uri.startswith(f"{root}/")
-        key = uri[len(root) + 1 :] if inside else files.name(uri)
-        label = labels.of(key, index) if labels is not None else shard.label
-        yield _sample(index, key, label, uri)
-
-
-def _sample(index: int, key: str, label: int | None, uri: str) -> Sample:
-    try:
-        uri.encode()
-    except UnicodeEncodeError:  # No table could hold this name.
-        key, uri = ascii(key)[1:-1], ascii(uri)[1:-1]
-        return Sample(index, key, label, ImageRef(uri), reason=Reason.UNSAFE_NAME)
-    try:
-        data = files.read_whole(uri)
-    except (FileNotFoundError, PermissionError):
-        return Sample(index, key, label, ImageRef(uri), reason=Reason.UNREADABLE)
-    return Sample(index, key, label, ImageRef(uri, 0, len(data)), data)
-
-
-@functools.lru_cache(maxsize=2)
-def _list(shard: Shard) -> tuple[Entry, ...]:
-    """The images of a shard in order, as `shards` counted them. Tasks follow each other: cached."""
-    fs, path = files.locate(shard.uri)
-    if fs.isdir(path):
-        found = files.walk(shard.uri, recursive=shard.label is not None)
-    elif fs.exists(path):
-        found = [Entry(shard.uri, shard.size)]
-    else:
-        found = list(files.matching(shard.uri))
-    return tuple(entry for entry in found if entry.uri.lower().endswith(SUFFIXES))
-
-
-@functools.lru_cache(maxsize=2)
 def _labels(uri: str) -> _Labels:
     """Read `name label` lines, or one label a line. Raises UsageError where it is neither."""
     try:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zfscale.collection import classes
+from zfscale.collection.formats import Warn
 from zfscale.records import ImageRef, Reason, Sample, Shard
 from zfscale.storage import files
 from zfscale.storage.files import Entry, Place
+from zfscale.storage.remote import CHUNK
 
 SUFFIXES = (".parquet", ".pq")
 
@@ -39,19 +42,20 @@ class _Columns:
 def shards(places: Sequence[Place]) -> list[Shard]:
     """One shard per file."""
     _row_group.cache_clear()
-    return files.in_threads(_shard, [entry for place in places for entry in place.files])
+    return [_shard(entry) for place in places for entry in place.files]
 
 
 def _shard(entry: Entry) -> Shard:
-    images = 1  # Where the file is damaged one sample stands for it: unreadable.
-    with _damage_tolerated(), _open(entry.uri) as file:
-        images = file.metadata.num_rows
-    return Shard("parquet", entry.uri, images, entry.size)
+    return Shard("parquet", entry.uri, entry.size, entry.version)
 
 
 @contextmanager
 def _open(uri: str) -> Iterator[pq.ParquetFile]:
-    with files.open_file(uri) as handle, pq.ParquetFile(handle) as file:
+    # Pages are read where they lie: pyarrow asks for a chunk of a column at a time.
+    with (
+        files.open_file(uri, chunk=0) as handle,
+        pq.ParquetFile(handle, buffer_size=CHUNK) as file,
+    ):
         yield file
 
 
@@ -71,53 +75,133 @@ def _damage_tolerated() -> Iterator[None]:
             raise
 
 
-def read(shard: Shard, start: int, stop: int, skip: Collection[int]) -> Iterator[Sample]:
-    """Rows `start` to `stop`, less those in `skip`. A damaged row group yields no samples."""
+def index(shard: Shard, warn: Warn) -> Iterator[Sample]:  # noqa: ARG001  (nothing to warn of)
+    """All rows. Images are not read, but where the file does not say that all rows have one."""
+    done, rows = 0, 1  # Where the file is damaged as a whole one sample stands for it.
     with _damage_tolerated(), _open(shard.uri) as file:
-        columns = _columns(file.schema_arrow)
-        first = 0
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first < stop and first + rows > start:
-                for sample in _group(file, shard.uri, group, first, columns):
-                    if sample.index >= stop:
-                        return
-                    if sample.index >= start and sample.index not in skip:
-                        yield sample
-            first += rows
+        rows = file.metadata.num_rows
+        for _, sample in zip(range(rows), _rows(file, shard.uri), strict=False):
+            yield sample
+            done += 1
+    for position in range(done, rows):
+        yield _unreadable(shard.uri, position)
 
 
-def _group(
+def _rows(file: pq.ParquetFile, uri: str) -> Iterator[Sample]:
+    """The samples of all row groups without their data, the damaged ones too."""
+    columns = _columns(file.schema_arrow)
+    first = 0
+    for group in range(file.metadata.num_row_groups):
+        end = first + file.metadata.row_group(group).num_rows
+        for sample in _described(file, uri, group, first, columns):
+            yield sample
+            first += 1
+        for position in range(first, end):
+            yield _unreadable(uri, position)
+        first = end
+
+
+def _unreadable(uri: str, position: int) -> Sample:
+    key = f"{files.name(uri)}#{position}"
+    return Sample(position, key, None, ImageRef(uri), reason=Reason.UNREADABLE)
+
+
+def _described(
     file: pq.ParquetFile, uri: str, group: int, first: int, columns: _Columns
 ) -> Iterator[Sample]:
-    """All samples of a row group, whose first row has the index `first`."""
-    names = [name for name in (columns.image, columns.label) if name is not None]
-    if not names:
-        for row in range(file.metadata.row_group(group).num_rows):
-            yield _sample(uri, group, row, first + row, None, None)
-        return
-    row = 0
+    """The samples of a row group without their data; fewer where it is damaged."""
+    rows = file.metadata.row_group(group).num_rows
+    path = _leaf(file, columns.image, "path")
+    names = [name for name in (path, columns.label) if name is not None]
+    missing = _without_image(file, group, columns.image)
+    described = _cells(file, group, names) if names else iter([{}] * rows)
+    for row, (cells, absent) in enumerate(zip(described, missing, strict=False)):
+        image = cells[columns.image] if path and columns.image else None
+        text = _text(image["path"]) if image is not None and image.is_valid else ""
+        label = cells[columns.label].as_py() if columns.label else None
+        yield Sample(
+            first + row,
+            text or f"{files.name(uri)}#{first + row}",
+            classes.known(label),
+            ImageRef(uri, row_group=group, row=row),
+            reason=Reason.NO_IMAGE if absent else None,
+        )
+
+
+def _leaf(file: pq.ParquetFile, column: str | None, field: str) -> str | None:
+    """The name of a field of a struct of texts, or None."""
+    if column is None:
+        return None
+    kind = file.schema_arrow.field(column).type
+    if not pa.types.is_struct(kind) or kind.get_field_index(field) < 0:
+        return None
+    inner = kind.field(field).type
+    return f"{column}.{field}" if _is_text(inner) else None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _cells(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[dict[str, pa.Scalar]]:
+    """The rows of a row group, up to where it is damaged."""
     with _damage_tolerated():
         for batch in file.iter_batches(ROWS, row_groups=[group], columns=names):
-            for place in range(batch.num_rows):
-                image = batch[columns.image][place] if columns.image else None
-                label = batch[columns.label][place].as_py() if columns.label else None
-                yield _sample(uri, group, row, first + row, image, label)
-                row += 1
+            for row in range(batch.num_rows):
+                yield {name: batch[name][row] for name in batch.schema.names}
 
 
-def _sample(
-    uri: str, group: int, row: int, index: int, image: pa.Scalar | None, label: Any
-) -> Sample:
-    data = _bytes(image)
-    return Sample(
-        index,
-        _path(image) or f"{files.name(uri)}#{index}",
-        classes.known(label),
-        ImageRef(uri, row_group=group, row=row),
-        data,
-        Reason.NO_IMAGE if data is None else None,
-    )
+def _without_image(file: pq.ParquetFile, group: int, column: str | None) -> Iterator[bool]:
+    """For each row of a row group, whether it has no image.
+
+    The file counts its nulls. Where it has some, or does not count, the images have to be read.
+    """
+    rows = file.metadata.row_group(group).num_rows
+    if column is None:
+        yield from [True] * rows
+    elif _nulls(file, group, column) == 0:
+        yield from [False] * rows
+    else:
+        for cells in _cells(file, group, [column]):
+            yield _bytes(cells[column]) is None
+
+
+def _nulls(file: pq.ParquetFile, group: int, column: str) -> int | None:
+    """How many rows have no bytes, if the file says so."""
+    metadata = file.metadata.row_group(group)
+    try:
+        for place in range(metadata.num_columns):
+            chunk = metadata.column(place)
+            if chunk.path_in_schema in (column, f"{column}.bytes"):
+                statistics = chunk.statistics
+                if statistics is not None and statistics.has_null_count:
+                    return int(statistics.null_count)
+    except UnicodeDecodeError:  # a damaged name, which reading does not look at
+        pass
+    return None
+
+
+def read(shard: Shard, samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Row group by row group. A damaged one gives no samples from where it is damaged."""
+    with _damage_tolerated(), _open(shard.uri) as file:
+        image = _columns(file.schema_arrow).image
+        if image is None:
+            return
+        for group, wanted in groupby(samples, key=lambda sample: sample.ref.row_group):
+            if group is not None and group < file.metadata.num_row_groups:
+                yield from _images(file, group, image, {s.ref.row: s for s in wanted})
+
+
+def _images(
+    file: pq.ParquetFile, group: int, image: str, wanted: dict[int | None, Sample]
+) -> Iterator[Sample]:
+    for row, cells in enumerate(_cells(file, group, [image])):
+        sample = wanted.pop(row, None)
+        if sample is not None:
+            data = _bytes(cells[image])
+            yield replace(sample, data=data, reason=Reason.NO_IMAGE if data is None else None)
+        if not wanted:
+            return
 
 
 def _bytes(image: pa.Scalar | None) -> bytes | None:
@@ -129,13 +213,9 @@ def _bytes(image: pa.Scalar | None) -> bytes | None:
     return data
 
 
-def _path(image: pa.Scalar | None) -> str:
-    """The path beside the bytes, or nothing. Damaged text is no reason to lose the image."""
-    if not isinstance(image, pa.StructScalar) or not image.is_valid or "path" not in image:
-        return ""
-    path = image["path"]
-    is_text = isinstance(path, pa.StringScalar | pa.LargeStringScalar) and path.is_valid
-    return path.as_buffer().to_pybytes().decode(errors="backslashreplace") if is_text else ""
+def _text(cell: pa.Scalar) -> str:
+    """The text of a cell, or nothing. Damaged text is no reason to lose the image."""
+    return cell.as_buffer().to_pybytes().decode(errors="backslashreplace") if cell.is_valid else ""
 
 
 def fetch(uri: str, group: int, row: int) -> bytes | None:

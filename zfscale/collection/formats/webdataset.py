@@ -1,18 +1,18 @@
 """WebDataset tars: members that share a name up to its first dot are one sample.
 
 Headers are walked and data is read where it lies; nothing is ever extracted. An image is
-referred to by the offset and length of its data in the tar.
+referred to by the offset and length of its data in the tar. On an object store, where walking
+means to fetch the whole tar, an index file beside it is used instead.
 """
 
 from __future__ import annotations
 
-import functools
-import tarfile
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from zfscale.collection import classes
+from zfscale.collection import classes, tar_index
+from zfscale.collection.formats import Warn
+from zfscale.collection.tar import Group, Member, groups, label_member, walk
 from zfscale.errors import UsageError
 from zfscale.records import ImageRef, Reason, Sample, Shard
 from zfscale.storage import files
@@ -22,41 +22,70 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 SUFFIXES = (".tar", *_COMPRESSED)
 
-# A pax header may hold anything: tarfile itself lets these through.
-_BROKEN = (tarfile.TarError, ValueError, RecursionError)
-
-
-@dataclass
-class _Group:
-    """The members of one sample, as they come."""
-
-    key: str
-    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+Bytes = Callable[[Member], bytes]
+"""The data of a member, which is small."""
 
 
 def shards(places: Sequence[Place]) -> list[Shard]:
     """One shard per tar."""
-    _index.cache_clear()
-    return files.in_threads(_shard, [entry for place in places for entry in place.files])
+    return [_shard(entry) for place in places for entry in place.files]
 
 
 def _shard(entry: Entry) -> Shard:
-    try:
-        images = len(_index(entry.uri, entry.size))
-    except (FileNotFoundError, PermissionError):
-        images = 1  # One sample stands for the file: unreadable.
-    return Shard("webdataset", entry.uri, images, entry.size)
+    if entry.uri.lower().endswith(_COMPRESSED):
+        _refuse_compressed(entry.uri, files.read_range(entry.uri, 0, 6))
+    return Shard("webdataset", entry.uri, entry.size, entry.version)
 
 
-def read(shard: Shard, start: int, stop: int, skip: Collection[int]) -> Iterator[Sample]:
-    """Samples `start` to `stop`, less those in `skip`."""
-    with files.open_file(shard.uri) as file:
-        for sample in _index(shard.uri, shard.size)[start:stop]:
-            if sample.index in skip:
-                continue
+def _refuse_compressed(uri: str, beginning: bytes) -> None:
+    if beginning.startswith(_MAGIC):
+        raise UsageError(
+            f"{uri}: a compressed tar cannot be read from the middle; decompress it "
+            "(images are compressed already, little is gained)"
+        )
+
+
+def index(shard: Shard, warn: Warn) -> Iterator[Sample]:
+    """All samples, from an index file or from the headers. Raises UsageError for a compressed tar.
+
+    A local tar is walked from header to header by seeking; one on an object store is read once.
+    """
+    uri, size = shard.uri, shard.size
+    if files.local_path(uri) is None:
+        indexed = tar_index.read(uri, size, warn)
+        if indexed is not None:
+            yield from _samples(indexed.members, uri, size, indexed.data)
+            return
+    with files.open_file(uri) as file:
+        _refuse_compressed(uri, file.read(6))
+
+        def data(member: Member) -> bytes:
+            file.seek(member.offset_data)
+            return file.read(member.size)
+
+        yield from _samples(walk(file, size), uri, size, data)
+
+
+def _samples(
+    members: Iterable[Member | Reason], uri: str, size: int, data: Bytes
+) -> Iterator[Sample]:
+    seen: set[str] = set()
+    for index, item in enumerate(groups(members)):
+        if isinstance(item, Reason):
+            yield Sample(index, f"{files.name(uri)}#{index}", None, ImageRef(uri), reason=item)
+            continue
+        sample = _sample(index, item, uri, size, data)
+        yield replace(sample, reason=Reason.DUPLICATE_KEY) if item.key in seen else sample
+        seen.add(item.key)
+
+
+def read(shard: Shard, samples: Sequence[Sample]) -> Iterator[Sample]:
+    """From the first sample to the last, in the order of the tar."""
+    ends = [(sample.ref.offset or 0) + (sample.ref.length or 0) for sample in samples]
+    with files.open_file(shard.uri, stop=max(ends)) as file:
+        for sample in samples:
             offset, length = sample.ref.offset, sample.ref.length
-            if sample.reason is not None or offset is None or length is None:
-                yield sample
+            if offset is None or length is None:
                 continue
             file.seek(offset)
             data = file.read(length)
@@ -74,7 +103,7 @@ def records(uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, byte
     """The .json of each sample whose image is wanted: one walk over the headers of the tar."""
     wanted = {ref.offset: ref for ref in refs}
     with files.open_file(uri) as file:
-        for item in _groups(_members(file, files.size(uri))):
+        for item in groups(walk(file, files.size(uri))):
             image = None if isinstance(item, Reason) else _image(item)
             if isinstance(item, Reason) or image is None or image.offset_data not in wanted:
                 continue
@@ -85,98 +114,7 @@ def records(uri: str, refs: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, byte
                 yield wanted.pop(image.offset_data), file.read(member.size if small else 0)
 
 
-@functools.lru_cache(maxsize=4)
-def _index(uri: str, size: int) -> tuple[Sample, ...]:
-    """All samples of a tar without their data. Tasks of one shard follow each other: cached."""
-    samples: list[Sample] = []
-    seen: set[str] = set()
-    with files.open_file(uri) as file:
-        if file.read(6).startswith(_MAGIC):
-            raise UsageError(
-                f"{uri}: a compressed tar cannot be read from the middle; decompress it "
-                "(images are compressed already, little is gained)"
-            )
-        for item in _groups(_members(file, size)):
-            index = len(samples)
-            if isinstance(item, Reason):
-                key = f"{files.name(uri)}#{index}"
-                samples.append(Sample(index, key, None, ImageRef(uri), reason=item))
-            else:
-                sample = _sample(index, item, uri, size, file)
-                if item.key in seen:
-                    sample = replace(sample, reason=Reason.DUPLICATE_KEY)
-                seen.add(item.key)
-                samples.append(sample)
-    return tuple(samples)
-
-
-def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | Reason]:
-    """Headers in order; the reason why, where they end before the archive does.
-
-    `tarfile` ends its iteration silently at a broken header, so it is asked header by header.
-    """
-    file.seek(0)
-    try:
-        archive = tarfile.TarFile(
-            fileobj=file, mode="r", encoding="utf-8", errors="backslashreplace"
-        )
-        member = archive.next()
-    except _BROKEN:
-        yield Reason.UNREADABLE
-        return
-    while member is not None:
-        yield member
-        end = archive.offset
-        if end > size:
-            return  # This member is cut, and known to be.
-        file.seek(end)
-        try:
-            member = tarfile.TarInfo.fromtarfile(archive)
-        except _BROKEN:
-            reason = _why_no_header(file, end)
-            if reason is not None:
-                yield reason
-            return
-        if archive.offset <= end:  # A negative size in a header would make this go on forever.
-            yield Reason.UNREADABLE
-            return
-
-
-def _why_no_header(file: BinaryIO, offset: int) -> Reason | None:
-    """What ends the archive at `offset`: its end mark, or nothing more (None), or damage."""
-    file.seek(offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if not block.strip(b"\0"):
-        return None
-    return Reason.TRUNCATED if len(block) < tarfile.BLOCKSIZE else Reason.UNREADABLE
-
-
-def _groups(members: Iterator[tarfile.TarInfo | Reason]) -> Iterator[_Group | Reason]:
-    """Consecutive members of one key; a suffix that comes again begins another sample."""
-    group: _Group | None = None
-    for member in members:
-        if isinstance(member, tarfile.TarInfo):
-            folder, slash, base = member.name.rpartition("/")
-            stem, dot, suffix = base.partition(".")
-            if member.isdir() or not stem or not dot:
-                continue  # Folders, hidden files and files without an ending are no samples.
-            key = folder + slash + stem
-            suffix = "." + suffix.lower()
-            if group is None or group.key != key or suffix in group.members:
-                if group is not None:
-                    yield group
-                group = _Group(key)
-            group.members[suffix] = member
-        else:
-            if group is not None:
-                yield group
-            group = None
-            yield member
-    if group is not None:
-        yield group
-
-
-def _sample(index: int, group: _Group, uri: str, size: int, file: BinaryIO) -> Sample:
+def _sample(index: int, group: Group, uri: str, size: int, data: Bytes) -> Sample:
     image = _image(group)
     if image is None:
         # Keys may come again, so what tells such samples apart is where they begin.
@@ -190,20 +128,19 @@ def _sample(index: int, group: _Group, uri: str, size: int, file: BinaryIO) -> S
     elif image.offset_data + image.size > size:
         reason = Reason.TRUNCATED
     ref = ImageRef(uri, image.offset_data, image.size)
-    return Sample(index, group.key, _label(group, file), ref, reason=reason)
+    return Sample(index, group.key, _label(group, data), ref, reason=reason)
 
 
-def _image(group: _Group) -> tarfile.TarInfo | None:
+def _image(group: Group) -> Member | None:
     """The image of a sample: `key.jpg` rather than `key.mask.jpg`, else the first one."""
     images = [suffix for suffix in group.members if suffix.endswith(IMAGE_SUFFIXES)]
     plain = [suffix for suffix in images if suffix in IMAGE_SUFFIXES]
     return group.members[(plain or images)[0]] if images else None
 
 
-def _label(group: _Group, file: BinaryIO) -> int | None:
-    for suffix, parse in ((".cls", classes.label), (".json", classes.json_label)):
-        member = group.members.get(suffix)
-        if member is not None and member.isreg() and member.size <= RECORD_BYTES:
-            file.seek(member.offset_data)
-            return parse(file.read(member.size))
-    return None
+def _label(group: Group, data: Bytes) -> int | None:
+    member = label_member(group)
+    if member is None:
+        return None
+    parse = classes.label if member.name.lower().endswith(".cls") else classes.json_label
+    return parse(data(member))

@@ -105,6 +105,9 @@ class Context(Protocol):
         `array` is its path as that analysis describes it, e.g. `switches.zarr/conv5/pool1`.
         """
 
+    def warn(self, text: str) -> None:
+        """Let whoever runs the job know something, in one sentence."""
+
     def index(self) -> Columns:
         """List the samples of the shard that the task reads, one row each, without decoding."""
 

@@ -64,11 +64,13 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file, or one folder, of images, as a listing shows it before anything is opened.
+    """A container, a folder, a glob or a single file of images, as it is listed without opening it.
 
-    `version` is text that changes when the shard does: the time of change of a local file, the
-    ETag of an object; None where neither is known. `label` is the class of all its images where
-    its folder says it; `labels` is the URI of a label file for a flat folder.
+    `size` is in bytes, 0 where several files make up the shard. `version` is text that changes
+    when the shard does (the time of its last change, or an etag); None where the storage does not
+    say. `labels` is the URI of a label file for a flat folder. A `class_folder` holds images of
+    one class, also in folders below it; `label` is this class once the whole collection is
+    numbered.
     """
 
     format: str
@@ -77,6 +79,7 @@ class Shard:
     version: str | None = None
     label: int | None = None
     labels: str | None = None
+    class_folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,8 @@ class Receipt:
     """What a finished task reports: the files it published and how its images ended.
 
     `task` is the id of the task, `seconds` the time that it took, and `device` the model of GPU
-    or the instruction set of the CPU that computed it.
+    or the instruction set of the CPU that computed it. `warnings` are sentences for whoever runs
+    the job.
     """
 
     task: str
@@ -259,6 +263,7 @@ class Receipt:
     counts: Counts
     seconds: float
     device: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,14 +42,14 @@ def saved(path: Path, content: object) -> str:
 
 
 def test_names_are_the_public_modules(monkeypatch, tmp_path: Path) -> None:
-    assert {"alexnet", "caffenet", "cifar", "vgg16", "zfnet"} <= set(models.names())
+    assert {"alexnet", "caffenet", "cifar", "vgg16", "zfnet"} <= set(_zfscale.names())
     for name in ("my_net.py", "other.py", "_helper.py"):
         (tmp_path / name).touch()
     monkeypatch.setattr(_zfscale, "_PACKAGE", tmp_path)
-    assert models.names() == ["my-net", "other"]
+    assert _zfscale.names() == ["my-net", "other"]
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", _zfscale.names())
 def test_every_network_keeps_the_convention(name: str) -> None:
     description = _zfscale._find(name)
     assert description.__doc__

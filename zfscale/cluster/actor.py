@@ -12,7 +12,7 @@ from zfscale.errors import ZfscaleError
 from zfscale.records import Receipt, Task
 
 if TYPE_CHECKING:
-    from zfscale.engine.worker import Setup
+    from zfscale.engine.resolve import ResolvedJob
 
 
 class WorkerLike(Protocol):
@@ -21,7 +21,7 @@ class WorkerLike(Protocol):
     def run(self, task: Task) -> Receipt: ...
 
 
-Factory = Callable[["Setup"], WorkerLike]
+Factory = Callable[["ResolvedJob"], WorkerLike]
 
 
 class Host:
@@ -31,7 +31,7 @@ class Host:
     into one of its own, and it is the same on every attempt.
     """
 
-    def start(self, factory: Factory, setup: Setup) -> ZfscaleError | None:
+    def start(self, factory: Factory, setup: ResolvedJob) -> ZfscaleError | None:
         """Make the worker, once in the life of the process."""
         try:
             self._worker = factory(setup)
@@ -47,7 +47,7 @@ class Host:
             return error
 
 
-def load_worker(setup: Setup) -> WorkerLike:
+def load_worker(setup: ResolvedJob) -> WorkerLike:
     """The real worker. Imported where it runs: its libraries are heavy."""
     from zfscale.engine.worker import Worker
 

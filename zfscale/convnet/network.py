@@ -6,6 +6,7 @@ Knows torch and the graph; not where weights come from, nor what is done with ac
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -148,6 +149,27 @@ class Network:
                 f"it cannot be traced: {self.untraceable}"
             )
         return self.graph
+
+    @cached_property
+    def bytes_per_image(self) -> int:
+        """The most bytes of maps that one image needs at one time in a forward pass, at least.
+
+        Each map is held from the operation that makes it to the last one that reads it; in a
+        network that cannot be traced the two largest outputs of modules are counted.
+        """
+        if self.graph is None:
+            sizes = sorted(math.prod(shape) for shape in self._shapes.values())
+            return 4 * sum(sizes[-2:])
+        nodes = self.graph.nodes
+        last = {name: name for name in nodes}
+        for node in nodes.values():
+            last |= dict.fromkeys(node.inputs, node.name)
+        held = most = 0
+        for node in nodes.values():
+            held += math.prod(node.shape)
+            most = max(most, held)
+            held -= sum(math.prod(nodes[name].shape) for name in nodes if last[name] == node.name)
+        return 4 * most
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """The network's input for `pixels`, uint8 (B, 3, H, W) RGB: float, channels last."""

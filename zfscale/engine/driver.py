@@ -298,6 +298,8 @@ def _execute(
                 report(Note(f"{task} failed: {result.error}", Level.ERROR))
                 continue
             _check_complete(task, result)
+            for text in result.warnings:
+                report(Note(text, Level.WARNING))
             waiting.append(result)
             done, done_images = done + 1, done_images + task.size
             counts += result.counts

@@ -140,7 +140,8 @@ def resolve(
     for place in images:
         if f"{run}/".startswith(f"{place}/") or place.startswith(f"{run}/"):
             raise UsageError(f"run: {run} and the images at {place} lie one inside the other")
-    collection.check_format(job.format)
+    if job.format is not None:
+        collection.check_format(job.format)
     if job.model is None:
         raise UsageError(f"model: missing, and no run at {run} knows it")
     unknown = [name for name in replaced if known is None or name not in known.analyses]

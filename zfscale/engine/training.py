@@ -146,8 +146,11 @@ def _read(places: Sequence[str], kind: str | None, network: Network) -> Examples
     pixels: list[torch.Tensor] = []
     labels: list[int] = []
     quarantined = 0
-    for shard in sources.find(places, kind):
-        samples = sources.read(shard, 0, shard.images)
+    shards = sources.find(places, kind)
+    indexed = [sources.index(shard) for shard in shards]
+    numbered = sources.number_class_folders(shards, [len(rows["key"]) for rows in indexed])
+    for shard, rows in zip(numbered, indexed, strict=True):
+        samples = sources.read(shard, rows)
         for sample, decoded in decode_ahead(samples, network.preprocessing, threads=2, ahead=64):
             if isinstance(decoded, Quarantine):
                 quarantined += 1

@@ -110,8 +110,14 @@ class Worker:
         with self._memory_named():
             output = stage.analysis.run(context, task)
         files = self._publish(stage, task, output, context.images)
-        seconds = time.monotonic() - started
-        return Receipt(task.id, files, context.images.counts(), seconds, self.device_name)
+        return Receipt(
+            task.id,
+            files,
+            context.images.counts(),
+            time.monotonic() - started,
+            self.device_name,
+            tuple(context.warnings),
+        )
 
     @contextmanager
     def _memory_named(self) -> Iterator[None]:
@@ -144,6 +150,7 @@ class TaskContext:
     def __init__(self, worker: Worker, stage: Stage, task: Task) -> None:
         self._worker, self._stage, self._task = worker, stage, task
         self.images = TaskImages(task, worker.storage, worker.job, worker.network.preprocessing)
+        self.warnings: list[str] = []
 
     @property
     def network(self) -> Network:
@@ -159,10 +166,13 @@ class TaskContext:
         name = self._stage.needs[kind]
         return arrays.read(self._worker.storage, array_path(array, kind, name), start, stop)
 
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
     def index(self) -> Columns:
         if not isinstance(self._task.images, Shard):
             raise TypeError(f"{self._task} reads no shard that could be indexed")
-        return collection.index(self._task.images)
+        return collection.index(self._task.images, self.warn)
 
 
 def load_network(job: ResolvedJob, device: str) -> Network:

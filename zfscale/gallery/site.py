@@ -127,7 +127,7 @@ class Site:
 
     def occluder(self, analysis: str) -> str:
         """The colour with which an analysis hid what lies below, as CSS has it."""
-        options = self.results.record.stages.get(analysis, {}).get("options", {})
+        options = self.results[analysis].options
         value = options.get("value", "mean")
         colour = self.results.preprocessing.mean_colour if value == "mean" else value
         return "rgb({},{},{})".format(*(int(level) for level in colour))

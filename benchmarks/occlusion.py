@@ -29,7 +29,7 @@ from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
 from zfscale import models
 from zfscale.convnet.capture import operations as ops
-from zfscale.convnet.capture.geometry import extent
+from zfscale.convnet.capture.geometry import spatial_size
 from zfscale.convnet.incremental import occlusion
 from zfscale.convnet.incremental.engine import Grid, Incremental
 from zfscale.convnet.incremental.occlusion import Entirely, Incrementally
@@ -201,7 +201,7 @@ def multiply_adds(network: Network, places: Grid, classify: bool) -> float:
     for name, node in graph.nodes.items():
         if not isinstance(node.operation, ops.Convolution | ops.Linear):
             continue
-        height, width = extent(node)
+        height, width = spatial_size(node)
         weights = node.operation.weight
         whole += positions * weights.numel() * height * width
         if name not in engine.inputs:

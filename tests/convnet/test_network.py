@@ -130,7 +130,7 @@ def test_a_network_that_cannot_be_traced_is_still_observed():
         assert torch.equal(seen["head"][:, :, 0, 0], output)
     assert not network.module.conv._forward_hooks
     with pytest.raises(UnsupportedOperation, match=r"cannot be traced: .*control flow"):
-        network.pools_below(network.layers[0])
+        network.pool_windows(network.layers[0])
 
 
 class Wavering(Undecided):
@@ -166,7 +166,7 @@ def test_a_layer_that_does_not_always_run_is_named():
 def test_switches_of_all_pools_in_one_pass():
     network = Network(small(), SQUARE)
     layer = network.layers[1]
-    assert network.pools_below(layer) == ("2",)
+    assert list(network.pool_windows(layer)) == ["2"]
     assert network.switch_shapes(layer) == {"2": (8, 3, 3)}
     assert network.switch_shapes(network.layer("8")) == {"2": (8, 16, 16), "6": (6, 7, 7)}
     seen, _ = shown(network, network.layers, ["2", "6"])

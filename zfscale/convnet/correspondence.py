@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zfscale.boxes import Box
 from zfscale.convnet.incremental.occlusion import colour
 from zfscale.convnet.network import Network
-from zfscale.records import Layer
+from zfscale.records import Box, Layer
 
 Signs = NDArray[np.uint64]
 """Signs of n vectors of D components, shape (n, 2, W): bits of what is > 0, bits of what is < 0.

@@ -115,12 +115,9 @@ class Network:
         """The receptive field of the layer's units in the input. Raises UnsupportedOperation."""
         return self._windows(layer)[self.traced.input]
 
-    def pools_below(self, layer: Layer) -> tuple[str, ...]:
-        """The max pools between the layer and the input, the first one first."""
-        return tuple(self.pool_windows(layer))
-
     def pool_windows(self, layer: Layer) -> dict[str, geometry.Window]:
-        """For each max pool below the layer the window of its switches that a unit needs.
+        """For each max pool below the layer, the first one first, the window of its switches that
+        a unit needs.
 
         Raises UnsupportedOperation.
         """

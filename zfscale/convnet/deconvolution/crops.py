@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from zfscale.convnet.capture import operations as ops
-from zfscale.convnet.capture.geometry import Window, extent
+from zfscale.convnet.capture.geometry import Window, spatial_size
 from zfscale.convnet.capture.graph import Node
 
 
@@ -27,7 +27,7 @@ class Crops:
 
     def clear_outside(self, node: Node, signal: torch.Tensor) -> torch.Tensor:
         """`signal` (n, C, h, w) at `node`, zero where windows hang over the border of its map."""
-        rows, columns = (self._on_map(node.name, axis, extent(node)[axis]) for axis in (0, 1))
+        rows, columns = (self._on_map(node.name, axis, spatial_size(node)[axis]) for axis in (0, 1))
         if rows.all() and columns.all():
             return signal
         outside = ~(rows[:, None, :, None] & columns[:, None, None, :])

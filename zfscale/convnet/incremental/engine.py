@@ -121,7 +121,7 @@ class Incremental:
         Raises UnsupportedOperation.
         """
         device = self.network.device
-        size = geometry.extent(self.graph.nodes[self.graph.input])
+        size = geometry.spatial_size(self.graph.nodes[self.graph.input])
         down, across = _mask(grid.rows, size[0]), _mask(grid.columns, size[1])
         found: dict[str, tuple[Spans, Spans]] = {}
         for target in self.targets:
@@ -156,7 +156,7 @@ class Incremental:
             node = self.graph.nodes[name]
             if isinstance(node.operation, ops.Opaque):
                 raise node.unsupported("what occluders change cannot be followed through it")
-            geometry.extent(node)
+            geometry.spatial_size(node)
 
     def _prepare(self) -> None:
         for name in self.order:

@@ -26,16 +26,16 @@ LARGEST_BATCH = 64
 """Occluded images in a batch at most; larger ones take no less time an image."""
 
 
-def grid(extent: Range, size: Range, stride: Range) -> Grid:
-    """Positions of an occluder of `size` on an image of `extent`, all (height, width).
+def grid(image: Range, size: Range, stride: Range) -> Grid:
+    """Positions of an occluder of `size` on an image of size `image`, all (height, width).
 
     The first one lies at the top left corner; then one every `stride` pixels, until the last row
     and column are reached, or the next position would lie outside the image. What hangs over the
     border is cut off.
     """
     rows, columns = (
-        tuple((start, min(start + s, e)) for start in range(0, max(e - s, 0) + d, d) if start < e)
-        for e, s, d in zip(extent, size, stride, strict=True)
+        tuple((start, min(start + s, i)) for start in range(0, max(i - s, 0) + d, d) if start < i)
+        for i, s, d in zip(image, size, stride, strict=True)
     )
     return Grid(rows, columns)
 

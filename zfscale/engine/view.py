@@ -205,8 +205,8 @@ class RunView:
         except FileNotFoundError:
             return None, None
         labelled = wrong1 = wrong5 = 0
-        for batch in found.to_batches(columns=["rank"]):
-            rank = batch.column("rank").drop_null().to_numpy()
+        for batch in found.to_batches(columns=["true_class_rank"]):
+            rank = batch.column("true_class_rank").drop_null().to_numpy()
             labelled += len(rank)
             wrong1 += int((rank >= 1).sum())
             wrong5 += int((rank >= 5).sum())

@@ -19,12 +19,15 @@ def no_predictions() -> dict[str, NDArray[Any]]:
         "index": np.empty(0, np.int64),
         "predicted": np.ma.masked_all(0, np.int64),
         "probability": np.ma.masked_all(0, np.float32),
-        "rank": np.ma.masked_all(0, np.int64),
+        "true_class_rank": np.ma.masked_all(0, np.int64),
     }
 
 
 def predict(batch: Batch, who: Identity, seen: Observation) -> dict[str, NDArray[Any]]:
-    """Most probable class, its probability, and how many classes beat the true one."""
+    """Most probable class, its probability, and how many classes come before the true one.
+
+    Of equally probable classes the one with the smaller index comes first, as with argmax.
+    """
     good = seen.finite
     index = np.array([image.index for image in batch.images], np.int64)[good]
     if seen.logits is None:
@@ -35,14 +38,16 @@ def predict(batch: Batch, who: Identity, seen: Observation) -> dict[str, NDArray
     predicted = logits.argmax(1)
     weights = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
     probability = (1 / weights.sum(1)).astype(np.float32)
-    known = (label >= 0) & (label < logits.shape[1])
-    true = logits[np.arange(len(label)), np.where(known, label, 0)]
-    rank = (logits > true[:, None]).sum(1)
+    has_class = (label >= 0) & (label < logits.shape[1])
+    true_class = np.where(has_class, label, 0)[:, None]
+    true_logit = np.take_along_axis(logits, true_class, axis=1)
+    earlier = np.arange(logits.shape[1]) < true_class
+    rank = ((logits > true_logit) | ((logits == true_logit) & earlier)).sum(1)
     return {
         "index": index,
         "predicted": np.ma.masked_array(predicted),
         "probability": np.ma.masked_array(probability),
-        "rank": np.ma.masked_array(rank, ~known),
+        "true_class_rank": np.ma.masked_array(rank, ~has_class),
     }
 
 
@@ -51,7 +56,7 @@ def join(outcomes: Columns, predictions: Columns) -> Columns:
     place = {int(index): row for row, index in enumerate(predictions["index"])}
     row = np.array([place.get(int(index), -1) for index in outcomes["index"]], np.int64)
     joined = {name: values for name, values in outcomes.items() if name != "index"}
-    for name in ("predicted", "probability", "rank"):
+    for name in ("predicted", "probability", "true_class_rank"):
         values = np.ma.masked_all(len(row), predictions[name].dtype)
         values[row >= 0] = predictions[name][row[row >= 0]]
         joined[name] = values

@@ -6,7 +6,7 @@ from zfscale.records import Column, Table
 
 IMAGES = Table(
     name="images",
-    version=1,
+    version=2,
     columns=(
         Column("id", "string", "content hash, 32 hex digits; null where it does not decode", True),
         Column("key", "string", "name of the image in its collection"),
@@ -20,12 +20,15 @@ IMAGES = Table(
         Column("height", "int64", "height as stored, in pixels", True),
         Column("predicted", "int64", "most probable class", True),
         Column("probability", "float32", "its probability (softmax)", True),
-        Column("rank", "int64", "classes that are more probable than the true one", True),
+        Column("true_class_rank", "int64", "classes that come before the true one", True),
         Column("status", "string", "ok, quarantined or duplicate"),
         Column("reason", "string", "why it was quarantined", True),
     ),
     key=("uri", "offset", "row_group", "row", "key"),
-    identity=("id", "label", "width", "height", "predicted", "probability", "rank"),
+    identity=(
+        *("id", "label", "width", "height"),
+        *("predicted", "probability", "true_class_rank"),
+    ),
 )
 
 FEATURES = Table(

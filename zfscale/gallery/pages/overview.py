@@ -52,11 +52,11 @@ def count_images(results: Results) -> Images:
     status: dict[str, int] = {}
     reasons: dict[str, int] = {}
     ranked = wrong1 = wrong5 = 0
-    columns = ["status", "reason", "rank"]
+    columns = ["status", "reason", "true_class_rank"]
     for batch in results.dataset("images").to_batches(columns=columns):
         _add(status, batch["status"])
         _add(reasons, batch["reason"].drop_null())
-        rank = batch["rank"].drop_null()
+        rank = batch["true_class_rank"].drop_null()
         ranked += len(rank)
         wrong1 += pc.sum(pc.greater_equal(rank, 1)).as_py() or 0
         wrong5 += pc.sum(pc.greater_equal(rank, 5)).as_py() or 0

@@ -21,8 +21,8 @@ from benchmarks._report import Report
 from zfscale import models
 from zfscale.collection.decode import decode
 from zfscale.convnet.incremental import occlusion
-from zfscale.convnet.incremental.engine import Grid
-from zfscale.convnet.incremental.occlusion import Incrementally
+from zfscale.convnet.incremental.inference import Grid
+from zfscale.convnet.incremental.occlusion import IncrementalOccluder
 from zfscale.convnet.network import Network
 from zfscale.convnet.runtime import prepare
 from zfscale.datasets import parts
@@ -73,25 +73,25 @@ def hits_by_class(
     """For each image that is classified rightly: hit and chance, of the part and of the field."""
     layer = network.layer("conv5")
     places = occlusion.grid(network.preprocessing.crop, (size, size), (STRIDE, STRIDE))
-    moving = Incrementally(network, layer, places, value, True, MEMORY)
+    occluder = IncrementalOccluder(network, layer, places, value, True, MEMORY)
     found = defaultdict(list)
     for index in images:
         rendered = parts.render(seed, index)
-        untouched = moving.look(pixels_of(rendered, network))
-        assert untouched.logits is not None
-        if int(untouched.logits.argmax()) != rendered.label:
+        baseline = occluder.set_image(pixels_of(rendered, network))
+        assert baseline.logits is not None
+        if int(baseline.logits.argmax()) != rendered.label:
             continue
-        feature, y, x = untouched.strongest
+        feature, y, x = baseline.strongest
         rows = 0, len(places.rows)
-        sensed = occlusion.sense(moving, [feature], rendered.label, rows)
-        assert sensed.probability is not None
+        sensitivity = occlusion.occlusion_sensitivity(occluder, [feature], rendered.label, rows)
+        assert sensitivity.probability is not None
         boxes = [Box(b.y0, b.x0, b.y1, b.x1) for b in rendered.boxes if b.discriminative]
         field = [receptive_field(network, layer, y, x)]
         name, part, _ = parts.CLASSES[rendered.label]
         found[f"{name} ({part})"].append(
             (
-                *seen(places, sensed.probability, boxes),
-                *seen(places, sensed.activation[:, :, 0], field),
+                *seen(places, sensitivity.probability, boxes),
+                *seen(places, sensitivity.activation[:, :, 0], field),
             )
         )
     return found

@@ -30,7 +30,7 @@ from benchmarks import (
     scan,
     switches,
 )
-from zfscale.convnet.incremental.engine import Grid
+from zfscale.convnet.incremental.inference import Grid
 from zfscale.convnet.network import Network
 from zfscale.engine.worker import Serial
 from zfscale.models.networks.zfnet_mini import PREPROCESSING

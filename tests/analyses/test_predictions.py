@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zfscale.analyses import Batch
 from zfscale.analyses.scan.predictions import predict
 from zfscale.convnet.observing.observe import Observation
-from zfscale.convnet.observing.topk import Identity
+from zfscale.convnet.observing.topk import ImageIds
 from zfscale.records import Image, ImageRef
 
 
@@ -21,7 +21,7 @@ def _predict(logits: np.ndarray, labels: list[int]) -> dict[str, np.ndarray]:
     )
     none = np.empty((count, 0), np.float32)
     seen = Observation(np.ones(count, bool), none, none, {}, logits.astype(np.float32))
-    ids = Identity.of([image.id for image in images], labels)
+    ids = ImageIds.of([image.id for image in images], labels)
     return predict(Batch(torch.empty(0), images), ids, seen)
 
 

@@ -35,7 +35,7 @@ activation of the layer."""
 
 
 @dataclass(frozen=True)
-class Wins:
+class WinnerPositions:
     """Places that images of one batch or task won in one layer; every array has shape (n,).
 
     `image` is a position in the task or the row in the batch, the rest is as in `winners`.
@@ -48,12 +48,12 @@ class Wins:
     y: NDArray[np.int64]
     x: NDArray[np.int64]
 
-    def of(self, row: Mapping[int, int]) -> Wins:
+    def of(self, row: Mapping[int, int]) -> WinnerPositions:
         """Those of the images in `row`, which says where in the batch each of them is."""
         mine = np.array([image in row for image in self.image.tolist()], bool)
         columns = {field.name: getattr(self, field.name)[mine] for field in fields(self)}
         columns["image"] = np.array([row[image] for image in columns["image"].tolist()], np.int64)
-        return Wins(**columns)
+        return WinnerPositions(**columns)
 
 
 def revisit(names: tuple[str, ...] | None) -> Pass:
@@ -155,11 +155,11 @@ def _task(images: Sequence[Image], places: Mapping[str, list[int]], winners: Col
     return Task("switches", ImageList(tuple(images)), {"winners": dict(layers)})
 
 
-def _from_json(rows: Sequence[Sequence[Any]]) -> Wins:
+def _from_json(rows: Sequence[Sequence[Any]]) -> WinnerPositions:
     image, feature, rank, score, y, x = zip(*rows, strict=True)
     whole = (np.array(values, np.int64) for values in (image, feature, rank, y, x))
     image_, feature_, rank_, y_, x_ = whole
-    return Wins(image_, feature_, rank_, np.array(score, np.float32), y_, x_)
+    return WinnerPositions(image_, feature_, rank_, np.array(score, np.float32), y_, x_)
 
 
 def _shapes(network: Network, layer: Layer) -> dict[str, tuple[int, int, int]]:
@@ -188,7 +188,7 @@ def _array(layer: Layer, pool: str, shape: tuple[int, int, int], k: int) -> Arra
 
 
 def _records(
-    network: Network, layers: Sequence[Layer], batch: Batch, wins: Mapping[str, Wins]
+    network: Network, layers: Sequence[Layer], batch: Batch, wins: Mapping[str, WinnerPositions]
 ) -> list[Columns]:
     """One forward pass: check the scores, cut the switches of the winners, by layer and pool."""
     maps: dict[str, NDArray[np.uint8]] = {}
@@ -213,7 +213,7 @@ def _records(
     return parts
 
 
-def _check(layer: str, activations: torch.Tensor, won: Wins) -> None:
+def _check(layer: str, activations: torch.Tensor, won: WinnerPositions) -> None:
     """Raise IntegrityError where the recorded scores are not seen again."""
     place = (torch.from_numpy(v) for v in (won.image, won.feature, won.y, won.x))
     found = activations[tuple(v.to(activations.device) for v in place)].float().cpu().numpy()
@@ -229,7 +229,9 @@ def _check(layer: str, activations: torch.Tensor, won: Wins) -> None:
         )
 
 
-def _columns(layer: str, pool: str, won: Wins, crops: Sequence[NDArray[np.uint8]]) -> Columns:
+def _columns(
+    layer: str, pool: str, won: WinnerPositions, crops: Sequence[NDArray[np.uint8]]
+) -> Columns:
     record = np.empty(len(crops), dtype=object)
     record[:] = [values.tobytes() for values in crops]
     return {

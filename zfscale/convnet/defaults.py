@@ -43,7 +43,7 @@ def last_hidden(network: Network) -> Layer:
     ]
     if weighted:
         node = nodes[weighted[-1].inputs[0]]
-        while isinstance(node.operation, ops.Same | ops.Flatten):
+        while isinstance(node.operation, ops.Identity | ops.Flatten):
             node = nodes[node.inputs[0]]
         if not isinstance(node.operation, ops.Input):
             return network.layer(node.name)

@@ -1,10 +1,10 @@
-"""The tally against the definitions, written out over all scores in memory."""
+"""Statistics against the definitions, written out over all scores in memory."""
 
 import numpy as np
 import pytest
 
 from zfscale.convnet.observing import statistics
-from zfscale.convnet.observing.statistics import Tally
+from zfscale.convnet.observing.statistics import FeatureStatistics
 
 FEATURES = 4
 
@@ -28,18 +28,18 @@ def labels() -> np.ndarray:
     return np.random.default_rng(1).integers(-1, 7, 60)
 
 
-def _tally(scores, labels, cuts) -> Tally:
-    merged = Tally(FEATURES)
+def _statistics(scores, labels, cuts) -> FeatureStatistics:
+    merged = FeatureStatistics(FEATURES)
     for part, part_labels in zip(np.split(scores, cuts), np.split(labels, cuts), strict=True):
-        tally = Tally(FEATURES)
+        part_of_it = FeatureStatistics(FEATURES)
         for at in range(0, len(part), 8):
-            tally.add(part[at : at + 8], part_labels[at : at + 8])
-        merged.merge(tally.rows())
+            part_of_it.add(part[at : at + 8], part_labels[at : at + 8])
+        merged.merge(part_of_it.rows())
     return merged
 
 
 def test_summary_follows_the_definitions(scores, labels) -> None:
-    summary = _tally(scores, labels, [17, 40]).summary()
+    summary = _statistics(scores, labels, [17, 40]).summary()
     exact = scores.astype(np.float64)
     np.testing.assert_array_equal(summary["max"], scores.max(0))
     np.testing.assert_allclose(summary["mean"], exact.mean(0), rtol=1e-12)
@@ -58,24 +58,24 @@ def test_summary_follows_the_definitions(scores, labels) -> None:
 
 
 def test_any_cut_and_order_give_the_same_bits(scores, labels) -> None:
-    expected = _tally(scores, labels, []).summary()
+    expected = _statistics(scores, labels, []).summary()
     order = np.random.default_rng(2).permutation(60)
     for summary in (
-        _tally(scores, labels, [1, 2, 33]).summary(),
-        _tally(scores[order], labels[order], [20]).summary(),
+        _statistics(scores, labels, [1, 2, 33]).summary(),
+        _statistics(scores[order], labels[order], [20]).summary(),
     ):
         for name in ("max", "mean", "std", "fraction_active", "selectivity", "top_class"):
             np.testing.assert_array_equal(summary[name], expected[name], err_msg=name)
 
 
 def test_without_labels_there_is_no_selectivity(scores) -> None:
-    summary = _tally(scores, np.full(60, -1), []).summary()
+    summary = _statistics(scores, np.full(60, -1), []).summary()
     assert summary["selectivity"].mask.all()
     assert summary["top_class"].mask.all()
     assert all(len(classes) == 0 for classes in summary["top_classes"])
 
 
 def test_no_images_at_all() -> None:
-    summary = Tally(FEATURES).summary()
+    summary = FeatureStatistics(FEATURES).summary()
     assert summary["mean"].tolist() == [0, 0, 0, 0]
     assert summary["dead"].all()

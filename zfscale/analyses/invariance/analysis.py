@@ -36,7 +36,7 @@ INVARIANCE = Table(
         Column("image_id", "string", "content hash of the image"),
         Column("key", "string", "name of the image in its collection"),
         Column("label", "int64", "true class", True),
-        Column("target", "int64", "class whose probability is followed", True),
+        Column("target", "int64", "class whose probability is reported", True),
         Column("transform", "string", "vertical, horizontal, scale or rotation"),
         Column("amount", "float64", "pixels down or right, factor, or degrees anticlockwise"),
         Column("layer", "string", "name of the layer"),

@@ -22,8 +22,8 @@ from zfscale.analyses.scan.tables import FEATURES, IMAGES, WINNERS
 from zfscale.analyses.shared.options import Names
 from zfscale.convnet.network import Network
 from zfscale.convnet.observing.observe import observe
-from zfscale.convnet.observing.statistics import Tally
-from zfscale.convnet.observing.topk import Identity, Leaders, Winners, merge
+from zfscale.convnet.observing.statistics import FeatureStatistics
+from zfscale.convnet.observing.topk import ImageIds, TopK, Winners, merge
 from zfscale.records import Columns, Layer, Reason, Status, Table, Task
 
 
@@ -38,11 +38,11 @@ class Options(BaseModel, frozen=True, extra="forbid"):
 
 
 def passes(options: Options) -> tuple[Pass, ...]:
-    """The tally over all images, then the switches of the winners."""
+    """The first pass over all images, then the switches of the winners."""
     scan = Scan(options)
     tables = (IMAGES, FEATURES, WINNERS)
-    tally = Pass("scan", scan.plan, scan.run, scan.publish, tables, over_collection=True)
-    return (tally, _switches.revisit(options.layers))
+    statistics = Pass("scan", scan.plan, scan.run, scan.publish, tables, over_collection=True)
+    return (statistics, _switches.revisit(options.layers))
 
 
 class Scan:
@@ -76,22 +76,26 @@ class Scan:
         """
         layers = context.network.choose(self.names)
         features = sum(layer.channels for layer in layers)
-        leaders, tally = Leaders(features, self.k), Tally(features)
+        top_k, statistics = TopK(features, self.k), FeatureStatistics(features)
         predictions = [no_predictions()]
         for batch in context.batches():
-            who = Identity.of(
+            image_ids = ImageIds.of(
                 [image.id for image in batch.images], [image.label for image in batch.images]
             )
-            seen = observe(context.network, layers, batch.pixels, who, leaders.bar)
-            for index in np.flatnonzero(~seen.finite):
+            observation = observe(
+                context.network, layers, batch.pixels, image_ids, top_k.thresholds
+            )
+            for index in np.flatnonzero(~observation.finite):
                 context.quarantine(batch.images[index], Reason.NON_FINITE)
-            leaders.add(seen.bar, seen.candidates)
-            tally.add(seen.scores[seen.finite], who.label[seen.finite])
-            predictions.append(predict(batch, who, seen))
+            top_k.add(observation.thresholds, observation.candidates)
+            statistics.add(
+                observation.scores[observation.finite], image_ids.label[observation.finite]
+            )
+            predictions.append(predict(batch, image_ids, observation))
         return Output(
             {
-                "winners": leaders.winners().rows(),
-                "sums": tally.rows(),
+                "winners": top_k.winners().rows(),
+                "sums": statistics.rows(),
                 "predictions": _stack(predictions),
             }
         )
@@ -101,13 +105,13 @@ class Scan:
         layers = view.network.choose(self.names)
         done = view.done("scan")
         features = sum(layer.channels for layer in layers)
-        tally, best = Tally(features), Winners.empty(features)
+        statistics, best = FeatureStatistics(features), Winners.empty(features)
         for task in tasks:
             read = done[task.id]
-            tally.merge(read("sums"))
+            statistics.merge(read("sums"))
             best = merge([best, Winners.of(features, read("winners"))], self.k)
             yield IMAGES, join(read("outcomes"), read("predictions"))
-        summary, start = tally.summary(), 0
+        summary, start = statistics.summary(), 0
         for layer in layers:
             stop = start + layer.channels
             columns = {name: values[start:stop] for name, values in summary.items()}
@@ -121,10 +125,10 @@ def _copies(outcomes: Iterable[Columns]) -> list[tuple[int, ...]]:
     ids, places, owners = [], [], []
     for owner, rows in enumerate(outcomes):
         ok = rows["status"] == Status.OK
-        who = Identity.of(rows["id"][ok].tolist(), [None] * int(ok.sum()))
-        ids.append(np.stack([who.high, who.low], axis=1))
+        image_ids = ImageIds.of(rows["id"][ok].tolist(), [None] * int(ok.sum()))
+        ids.append(np.stack([image_ids.high, image_ids.low], axis=1))
         places.append(np.asarray(rows["index"][ok]))
-        owners.append(np.full(len(who), owner))
+        owners.append(np.full(len(image_ids), owner))
     every, place, owner_of = (np.concatenate(parts) for parts in (ids, places, owners))
     order = np.lexsort((owner_of, every[:, 1], every[:, 0]))
     again = order[1:][(every[order[1:]] == every[order[:-1]]).all(1)]

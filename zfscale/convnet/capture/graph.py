@@ -98,7 +98,7 @@ class Graph:
                 return place
             if isinstance(operation, ops.BatchNorm) and linear == name:
                 linear = place
-            if not isinstance(operation, ops.BatchNorm | ops.Add | ops.Same):
+            if not isinstance(operation, ops.BatchNorm | ops.Add | ops.Identity):
                 break
         return linear
 

@@ -1,8 +1,8 @@
-"""What several occluders change along one axis of a map: one span each, laid end to end.
+"""What several occluders change along one axis of a map: one span for each, stored end to end.
 
 Occluders on a grid change boxes that are products of a span of rows and a span of columns. So a
 block of T_y x T_x positions changes, of any map, (U rows) x (V columns) where U and V are the
-lengths of all spans laid end to end: dense, though every box has its own true size, also at the
+lengths of all spans stored end to end: dense, though every box has its own true size, also at the
 borders. All indices along an axis are computed once for it, not once for each box.
 """
 
@@ -122,8 +122,8 @@ def phase(
     members = (below.place + window.padding[axis]) % window.stride[axis] == number
     chosen = members.nonzero()[:, 0]
     rank = members.cumsum(0) - 1
-    found = taps(below, above, window, axis)[:, phase_taps(window, axis, number)]
-    return chosen, torch.where(found >= 0, rank[found.clamp(min=0)], ABSENT)
+    inputs = taps(below, above, window, axis)[:, phase_taps(window, axis, number)]
+    return chosen, torch.where(inputs >= 0, rank[inputs.clamp(min=0)], ABSENT)
 
 
 def phase_taps(window: ops.Sliding, axis: int, number: int) -> list[int]:

@@ -1,7 +1,12 @@
 """Statistics against the definitions, written out over all scores in memory."""
 
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from zfscale.convnet.observing import statistics
 from zfscale.convnet.observing.statistics import FeatureStatistics
@@ -55,6 +60,35 @@ def test_summary_follows_the_definitions(scores, labels) -> None:
         assert summary["top_class"][feature] == order[0]
         assert summary["top_classes"][feature].tolist() == order[:5]
     assert summary["selectivity"].mask.tolist() == [False, False, False, True]
+
+
+def _exact_std(values: np.ndarray) -> float:
+    """The standard deviation in whole numbers, rounded once at the end."""
+    exact = [Fraction(float(value)) for value in values]
+    mean = sum(exact) / len(exact)
+    variance = sum((value - mean) ** 2 for value in exact) / len(exact)
+    with localcontext() as context:
+        context.prec = 400
+        return float((Decimal(variance.numerator) / Decimal(variance.denominator)).sqrt())
+
+
+def test_std_of_large_numbers_that_differ_in_their_last_bits() -> None:
+    """Neighbours of 1,000 in float32 differ by 6e-5: their squares agree in eight digits."""
+    neighbour = np.nextafter(np.float32(1000), np.float32(np.inf))
+    scores = np.array([[1000, 1000, 5e8, 0]] * 5 + [[neighbour, 1000, 5e8, 0]] * 4, np.float32)
+    scores[3, 2] = np.nextafter(scores[3, 2], np.float32(0))
+    std = _statistics(scores, np.full(9, -1), [4]).summary()["std"]
+    assert std.tolist() == [_exact_std(column) for column in scores.T]
+    assert std[1] == 0
+    assert std[0] > 0
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
+def test_std_is_exact_for_any_numbers(values: list[float]) -> None:
+    scores = np.array([values] * FEATURES, np.float32).T
+    std = _statistics(scores, np.full(len(values), -1), []).summary()["std"]
+    assert std.tolist() == [_exact_std(scores[:, 0])] * FEATURES
 
 
 def test_any_cut_and_order_give_the_same_bits(scores, labels) -> None:

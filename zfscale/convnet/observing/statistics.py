@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zfscale.convnet.observing.exactsum import ExactSum, split
+from zfscale.convnet.observing.exactsum import ExactSum, split, standard_deviation
 from zfscale.records import Columns
 
 TOP_CLASSES = 5
@@ -120,7 +120,7 @@ class FeatureStatistics:
         return {
             "max": self.maximum,
             "mean": mean,
-            "std": np.sqrt(np.maximum(self.squares.value(shape) / max(count, 1) - mean**2, 0)),
+            "std": standard_deviation(total, self.squares, count, shape),
             "fraction_active": self.active / max(count, 1),
             "dead": self.active == 0,
             "selectivity": selectivity,

@@ -144,7 +144,7 @@ def _needed(node: Node, axis: int, span: _Span, size: int) -> _Span:
         case ops.Convolution() | ops.MaxPool() | ops.AveragePool() | ops.Flatten() | ops.Linear():
             return _whole(size)
         case ops.Opaque():
-            raise node.unsupported("geometry cannot pass through it")
+            raise node.unsupported("receptive fields cannot be computed through it")
         case _:
             return span
 
@@ -161,7 +161,7 @@ def _reach(source: Node, node: Node) -> tuple[Mask, Mask]:
         case ops.Flatten() | ops.Linear():
             return np.ones((1, before[0]), bool), np.ones((1, before[1]), bool)
         case ops.Opaque():
-            raise node.unsupported("geometry cannot pass through it")
+            raise node.unsupported("receptive fields cannot be computed through it")
         case _:
             return np.eye(before[0], dtype=bool), np.eye(before[1], dtype=bool)
 

@@ -64,6 +64,8 @@ def accumulate(values: torch.Tensor, switches: torch.Tensor, window: Sliding) ->
     ends: H = (h - 1) * stride + span. Nothing is taken from where the switch is no place of
     the window (ABSENT).
     """
+    # Each value is added at one flat index of its image's maps, computed from its window's first
+    # position and its switch: a single scatter_add.
     maps = _empty(values, window)
     n, channels, _, width = maps.shape
     # All is laid out as in memory, channels last: one index for each place and channel.
@@ -97,9 +99,11 @@ def place(values: torch.Tensor, switches: torch.Tensor, window: Sliding) -> torc
     Zeros are not placed, so that windows without signal, in the crop or beyond it, do not count.
     """
     maps = _empty(values, window)
-    some = values != 0
+    # One view of the maps for each place of the window, strided so that it holds that place of all
+    # windows: what is written into it is written for all of them at once.
+    has_signal = values != 0
     for offset, part in _places(maps, values, window):
-        part.copy_(torch.where(some & (switches == offset), values, part))
+        part.copy_(torch.where(has_signal & (switches == offset), values, part))
     return maps
 
 

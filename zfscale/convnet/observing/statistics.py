@@ -102,10 +102,10 @@ class FeatureStatistics:
         """Per feature: max, mean, std, fraction_active, dead, selectivity, top_class, top_classes.
 
         `std` is the population standard deviation, exact but for one rounding. `selectivity` is
-        (m - r) / (m + r) with m the highest class mean and r the mean over the images of all other classes (Morcos et
-        al., "On the importance of single directions for generalization", ICLR 2018); masked
-        where fewer than two classes are known or m + r is not positive. `top_classes` are the
-        five classes of the highest means, `top_class` the first.
+        (m - r) / (m + r) with m the highest class mean and r the mean over the images of all other
+        classes (Morcos et al., "On the importance of single directions for generalization", ICLR
+        2018); masked where fewer than two classes are known or m + r is not positive.
+        `top_classes` are the five classes of the highest means, `top_class` the first.
         """
         self._count()
         shape = (self.features,)

@@ -30,15 +30,16 @@ TASK_BYTES = 256 << 20
 SHARD_BYTES = 64 << 20
 """Switches in one shard of an array, before compression."""
 TOLERANCE = 1e-5
-"""Difference between the score recorded and the score seen again, relative to the largest
-activation of the layer."""
+"""Largest accepted difference between the recorded score and the score that the network gives
+again, relative to the largest activation of the layer."""
 
 
 @dataclass(frozen=True)
 class WinnerPositions:
-    """Places that images of one batch or task won in one layer; every array has shape (n,).
+    """The winners of one layer whose images belong to one batch or task; all arrays are (n,).
 
-    `image` is a position in the task or the row in the batch, the rest is as in `winners`.
+    `image` is the position of the image in the task, or its row in the batch; the other fields are
+    the columns of the table `winners`.
     """
 
     image: NDArray[np.int64]
@@ -49,9 +50,9 @@ class WinnerPositions:
     x: NDArray[np.int64]
 
     def of(self, row: Mapping[int, int]) -> WinnerPositions:
-        """Those of the images in `row`, which says where in the batch each of them is."""
-        mine = np.array([image in row for image in self.image.tolist()], bool)
-        columns = {field.name: getattr(self, field.name)[mine] for field in fields(self)}
+        """Those whose images are in `row`: their position in the task to their row in the batch."""
+        in_batch = np.array([image in row for image in self.image.tolist()], bool)
+        columns = {field.name: getattr(self, field.name)[in_batch] for field in fields(self)}
         columns["image"] = np.array([row[image] for image in columns["image"].tolist()], np.int64)
         return WinnerPositions(**columns)
 
@@ -114,13 +115,13 @@ class Switches:
         images = task.images.images if isinstance(task.images, ImageList) else ()
         at = {image.id: position for position, image in enumerate(images)}
         parts: list[Columns] = []
-        seen: set[int] = set()
+        read: set[int] = set()
         for batch in context.batches():
             rows = {at[image.id]: row for row, image in enumerate(batch.images)}
-            seen |= rows.keys()
-            mine = {name: won.of(rows) for name, won in wins.items()}
-            parts += _records(context.network, layers, batch, mine)
-        missing = [image for position, image in enumerate(images) if position not in seen]
+            read |= rows.keys()
+            in_batch = {name: winners.of(rows) for name, winners in wins.items()}
+            parts += _records(context.network, layers, batch, in_batch)
+        missing = [image for position, image in enumerate(images) if position not in read]
         if missing:
             raise IntegrityError(
                 f"{len(missing)} winning images can no longer be read as they were scanned, e.g. "
@@ -214,18 +215,18 @@ def _records(
 
 
 def _check(layer: str, activations: torch.Tensor, won: WinnerPositions) -> None:
-    """Raise IntegrityError where the recorded scores are not seen again."""
+    """Raise IntegrityError where the network does not give the recorded scores again."""
     place = (torch.from_numpy(v) for v in (won.image, won.feature, won.y, won.x))
-    found = activations[tuple(v.to(activations.device) for v in place)].float().cpu().numpy()
+    scores = activations[tuple(v.to(activations.device) for v in place)].float().cpu().numpy()
     scale = max(float(activations.abs().max()), float(np.abs(won.score).max(initial=0)))
-    wrong = np.flatnonzero(np.abs(found - won.score) > TOLERANCE * scale)
+    wrong = np.flatnonzero(np.abs(scores - won.score) > TOLERANCE * scale)
     if len(wrong):
         at = wrong[0]
         raise IntegrityError(
             f"layer {layer}, feature {won.feature[at]}: the scan recorded a score of "
-            f"{won.score[at]:.8g}, the network now gives {found[at]:.8g} for the same image; the "
-            "weights changed since the scan, this machine computes otherwise, or what the network "
-            "makes of an image depends on chance or on the other images of its batch"
+            f"{won.score[at]:.8g}, the network now gives {scores[at]:.8g} for the same image; the "
+            "weights changed since the scan, this machine rounds differently, or the output of the "
+            "network for an image is random or depends on the other images of its batch"
         )
 
 

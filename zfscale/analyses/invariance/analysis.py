@@ -137,10 +137,10 @@ class Invariance:
         parts = [_rows([], layers, steps, Responses.none(len(steps), len(layers)))]
         for batch in all_batches(context, task):
             labels = [-1 if image.label is None else image.label for image in batch.images]
-            found = respond(network, layers, batch.pixels, np.array(labels, np.int64), steps)
-            for index in np.flatnonzero(~found.finite):
+            responses = respond(network, layers, batch.pixels, np.array(labels, np.int64), steps)
+            for index in np.flatnonzero(~responses.finite):
                 context.quarantine(batch.images[index], Reason.NON_FINITE)
-            parts.append(_rows(batch.images, layers, steps, found))
+            parts.append(_rows(batch.images, layers, steps, responses))
         stacked = {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
         return Output({"invariance": stacked})
 
@@ -172,25 +172,26 @@ class Invariance:
         sides = dict(zip(("vertical", "horizontal"), network.preprocessing.crop, strict=True))
         steps = []
         for name, transform in TRANSFORMS.items():
-            given = getattr(self.options, name)
-            if not given:
+            option = getattr(self.options, name)
+            if not option:
                 continue
-            amounts = _amounts.spread(sides[name]) if given == "auto" else _amounts.listed(given)
+            amounts = _amounts.spread(sides[name]) if option == "auto" else _amounts.listed(option)
             farthest = max(amounts, key=abs)
             if name in sides and abs(farthest) >= sides[name]:
                 raise UsageError(
-                    f"analyses.invariance.{name}: {farthest:g} moves the whole image out of sight, "
-                    f"for {network.name} sees {sides[name]} pixels; stay below that"
+                    f"analyses.invariance.{name}: a shift of {farthest:g} pixels moves the whole "
+                    f"image out of the input of {network.name}, which has {sides[name]}; give "
+                    "smaller shifts"
                 )
             steps += [(name, each) for each in _amounts.with_neutral(amounts, transform.neutral)]
         return steps
 
 
 def _rows(
-    images: Sequence[Image], layers: Sequence[Layer], steps: Sequence[Step], found: Responses
+    images: Sequence[Image], layers: Sequence[Layer], steps: Sequence[Step], responses: Responses
 ) -> Columns:
     """Rows of the table for the images that are finite."""
-    finite = np.flatnonzero(found.finite)
+    finite = np.flatnonzero(responses.finite)
     shape = (len(finite), len(steps), len(layers))
     at, step, layer = (index.ravel() for index in np.indices(shape))
     image = finite[at]
@@ -199,8 +200,8 @@ def _rows(
         return np.array(values, dtype=object)
 
     label = np.array([-1 if each.label is None else each.label for each in images], np.int64)
-    target, norm = found.target[image], found.norm[image, layer]
-    distance, unknown = found.distance[image, step, layer], target < 0
+    target, norm = responses.target[image], responses.norm[image, layer]
+    distance, unknown = responses.distance[image, step, layer], target < 0
     return {
         "image_id": texts([each.id for each in images])[image],
         "key": texts([each.key for each in images])[image],
@@ -211,6 +212,6 @@ def _rows(
         "layer": texts([each.name for each in layers])[layer],
         "distance": distance,
         "normalised": np.ma.masked_array(distance / np.where(norm, norm, 1), norm == 0),
-        "probability": np.ma.masked_array(found.probability[image, step], unknown),
-        "predicted": np.ma.masked_array(found.predicted[image, step], unknown),
+        "probability": np.ma.masked_array(responses.probability[image, step], unknown),
+        "predicted": np.ma.masked_array(responses.predicted[image, step], unknown),
     }

@@ -1,11 +1,11 @@
-"""Incremental inference: what occluders change, recomputed where they change it and nowhere else.
+"""Incremental inference: only what an occluder changes is computed again.
 
-The activations of the image without an occluder are remembered. An occluder then changes, of each
-map, a box: its projective field, at the borders cut to its true size. What it changes is carried
-from the input to the nodes that are asked for; what is not below them is not computed. The result
-equals that of running the network on each occluded image, but for the rounding of sums taken in
-another order. (The task is that of Nakandala, Kumar & Papakonstantinou, "Incremental and
-Approximate Inference for Faster Occlusion-based Deep CNN Explanations", SIGMOD 2019.)
+The activations of the image without an occluder are kept. An occluder then changes a box of each
+map, its projective field. Changes are computed node by node from the input to the nodes that are
+asked for, and for nothing else. The result equals that of running the network on each occluded
+image, but for the rounding of sums taken in another order. (The task is that of Nakandala, Kumar &
+Papakonstantinou, "Incremental and Approximate Inference for Faster Occlusion-based Deep CNN
+Explanations", SIGMOD 2019.)
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from zfscale.convnet.incremental.spans import Change, Spans, part
 from zfscale.convnet.network import Network
 
 ADDING = 16
-"""What it costs to add up one product of a convolution, in multiply-adds."""
+"""Cost of adding up one product of a convolution, in multiply-adds."""
 GATHERING = 24
-"""What it costs to gather one input of a product, in multiply-adds."""
+"""Cost of gathering one input of a product, in multiply-adds."""
 LEAST_CHANNELS = 32
 """Below, matrix products are too thin to be fast, and inputs are gathered."""
 
@@ -55,7 +55,7 @@ class Grid:
 
 
 class Incremental:
-    """A network made ready to find what occluders change at some of its nodes.
+    """A network prepared for computing what occluders change at some of its nodes.
 
     Raises UnsupportedOperation where an operation below these nodes cannot be passed.
     """

@@ -113,11 +113,11 @@ def taps(below: Spans, above: Spans, window: ops.Sliding, axis: int) -> torch.Te
 def phase(
     below: Spans, above: Spans, window: ops.Sliding, axis: int, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inputs that a window of some stride meets with the taps of one phase.
+    """The inputs that the taps of one phase of a strided window are multiplied with.
 
-    These are the elements of `below` at a distance of `number` modulo the stride from where
-    windows begin, (n,), and where among them each element of `above` finds the inputs of these
-    taps, (U_above, taps of the phase), or ABSENT.
+    Taps whose offset is `number` modulo the stride meet only inputs at such a distance from where
+    windows begin. Returns these elements of `below`, (n,), and for each element of `above` where
+    among them its inputs are, (U_above, taps of the phase), or ABSENT.
     """
     members = (below.place + window.padding[axis]) % window.stride[axis] == number
     chosen = members.nonzero()[:, 0]
@@ -127,7 +127,7 @@ def phase(
 
 
 def phase_taps(window: ops.Sliding, axis: int, number: int) -> list[int]:
-    """The taps of a window that meet the inputs of a phase."""
+    """The taps of a window that belong to a phase (see `phase`)."""
     stride, dilation = window.stride[axis], window.dilation[axis]
     return [tap for tap in range(window.kernel[axis]) if tap * dilation % stride == number]
 

@@ -1,4 +1,4 @@
-"""One batch through the network: what each feature made of each image.
+"""One batch through the network: the maxima of all features, and candidates for the top k.
 
 Knows the network and the top-k; not where images come from or where results go.
 """
@@ -25,7 +25,7 @@ from zfscale.records import Columns, Layer
 
 @dataclass(frozen=True)
 class Observation:
-    """What one forward pass over n images showed.
+    """The results of one forward pass over n images.
 
     `finite` (n,) tells which images gave finite activations in every observed layer and finite
     logits. `scores` (n, C) are the maxima over the maps of all layers, side by side. `thresholds`

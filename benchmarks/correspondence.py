@@ -25,15 +25,15 @@ SEED = 2
 
 def run(count: int = 200, draws: int = 10, batch: int = 40) -> Report:
     rows = []
-    for only in (None, "deciding"):
+    for only in (None, "discriminative"):
         table = compared(count, draws, batch, only).set_index(["layer", "part", "random"])
         for layer in table.index.unique("layer"):
             found = table.loc[layer]
             for part in found.index[~found.index.get_level_values("random")].unique("part"):
-                name = f"deciding {part}" if only else part
+                name = f"discriminative {part}" if only else part
                 rows.append(_row(layer, name, found.loc[(part, False)], found.loc[(part, True)]))
             pooled = found.loc[("random", True)]
-            name = "deciding parts together" if only else "parts together"
+            name = "discriminative parts together" if only else "parts together"
             rows.append(_row(layer, name, None, pooled))
     header = ("layer", "part", "images", "pairs", "part", "random boxes")
     header += ("part / chance", "random / chance")
@@ -42,7 +42,7 @@ def run(count: int = 200, draws: int = 10, batch: int = 40) -> Report:
         f"the network has not seen. Mean distance ± standard deviation over the pairs; {draws} "
         "random boxes an image and part, so that many times the pairs. / chance: mean distance "
         "over that of the same signs shuffled within each image; less is more correspondence. "
-        "A deciding part is compared among the images whose class it decides."
+        "A discriminative part is compared among the images whose class rests on it."
     )
     return Report(header, rows, note)
 

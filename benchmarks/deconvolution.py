@@ -85,7 +85,7 @@ def compare(
         ]
         theirs.append((time.perf_counter() - begun) / len(sample))
         for i, gradient in zip(sample, gradients, strict=True):
-            true = cut(gradient[0].detach().numpy() * values[i], window, *units[i, 1:])
+            true = crop_window(gradient[0].detach().numpy() * values[i], window, *units[i, 1:])
             difference = max(difference, np.abs(found[i] - true).max() / np.abs(true).max())
     return min(ours), min(theirs), difference
 
@@ -99,7 +99,7 @@ def draw(
         pixels,
         [layer],
         lambda name, seen: activations.update({name: seen.numpy().copy()}),
-        network.pools_below(layer),
+        tuple(network.pool_windows(layer)),
         lambda name, seen: maps.update({name: seen.numpy()}),
     )
     flat = activations[layer.name].reshape(len(pixels), layer.channels, -1)
@@ -117,7 +117,7 @@ def draw(
     return image, units, flat[image, feature, place], switches
 
 
-def cut(full: NDArray, window: Window, y: int, x: int) -> NDArray:
+def crop_window(full: NDArray, window: Window, y: int, x: int) -> NDArray:
     """The window of a unit at (y, x) from a full map (3, H, W), zero outside."""
     margin = max(window.size)
     padded = np.pad(full, ((0, 0), (margin, margin), (margin, margin)))

@@ -3,9 +3,9 @@
 Rendered creatures of ten classes, each told apart by one part whose box is known. The shipped
 network has never seen them (it was trained on the images of two other seeds). A grey occluder
 moves over each image that is classified rightly; its centre, where the probability of the true
-class is lowest, is to lie in a box of the deciding part. And where the total activation of the
-strongest feature map of layer 5 falls most, the centre is to lie in the receptive field of the
-map's strongest unit. Chance is the fraction of all positions that do.
+class is lowest, is to lie in a box of the discriminative part. And where the total activation of
+the strongest feature map of layer 5 falls most, the centre is to lie in the receptive field of
+the map's strongest unit. Chance is the fraction of all positions that do.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import torch
 from benchmarks._report import Report
 from zfscale import models
 from zfscale.collection.decode import decode
-from zfscale.convnet.capture.geometry import Box, receptive_fields
 from zfscale.convnet.incremental import occlusion
-from zfscale.convnet.incremental.engine import Grid
-from zfscale.convnet.incremental.occlusion import Incrementally
+from zfscale.convnet.incremental.inference import Grid
+from zfscale.convnet.incremental.occlusion import IncrementalOccluder
 from zfscale.convnet.network import Network
 from zfscale.convnet.runtime import prepare
 from zfscale.datasets import parts
-from zfscale.records import Layer
+from zfscale.records import Box, Layer
 
 SEED = 3
 STRIDE = 4
@@ -52,7 +51,7 @@ def run(count: int = 400, seed: int = SEED) -> Report:
         rows += [row(named, name, found[name]) for name in sorted(found)]
     header = (
         "occluder",
-        "class (deciding part)",
+        "class (discriminative part)",
         "images classified rightly",
         "lowest probability in the part",
         "chance",
@@ -74,25 +73,25 @@ def hits_by_class(
     """For each image that is classified rightly: hit and chance, of the part and of the field."""
     layer = network.layer("conv5")
     places = occlusion.grid(network.preprocessing.crop, (size, size), (STRIDE, STRIDE))
-    moving = Incrementally(network, layer, places, value, True, MEMORY)
+    occluder = IncrementalOccluder(network, layer, places, value, True, MEMORY)
     found = defaultdict(list)
     for index in images:
         rendered = parts.render(seed, index)
-        untouched = moving.look(pixels_of(rendered, network))
-        assert untouched.logits is not None
-        if int(untouched.logits.argmax()) != rendered.label:
+        baseline = occluder.set_image(pixels_of(rendered, network))
+        assert baseline.logits is not None
+        if int(baseline.logits.argmax()) != rendered.label:
             continue
-        feature, y, x = untouched.strongest
+        feature, y, x = baseline.strongest
         rows = 0, len(places.rows)
-        sensed = occlusion.sense(moving, [feature], rendered.label, rows)
-        assert sensed.probability is not None
-        boxes = [Box(b.y0, b.x0, b.y1, b.x1) for b in rendered.boxes if b.decides]
+        sensitivity = occlusion.occlusion_sensitivity(occluder, [feature], rendered.label, rows)
+        assert sensitivity.probability is not None
+        boxes = [Box(b.y0, b.x0, b.y1, b.x1) for b in rendered.boxes if b.discriminative]
         field = [receptive_field(network, layer, y, x)]
         name, part, _ = parts.CLASSES[rendered.label]
         found[f"{name} ({part})"].append(
             (
-                *seen(places, sensed.probability, boxes),
-                *seen(places, sensed.activation[:, :, 0], field),
+                *seen(places, sensitivity.probability, boxes),
+                *seen(places, sensitivity.activation[:, :, 0], field),
             )
         )
     return found
@@ -118,8 +117,9 @@ def pixels_of(rendered: parts.Rendered, network: Network) -> torch.Tensor:
 
 def receptive_field(network: Network, layer: Layer, y: int, x: int) -> Box:
     """What the unit sees of the image, cut off at the borders."""
-    graph = network.traced
-    return receptive_fields(graph, str(layer.node), Box(y, x, y + 1, x + 1))[graph.input]
+    window, (height, width) = network.window(layer), network.preprocessing.crop
+    (top, left), (down, across) = window.origin(y, x), window.size
+    return Box(max(top, 0), max(left, 0), min(top + down, height), min(left + across, width))
 
 
 def seen(places: Grid, values: np.ndarray, boxes: Sequence[Box]) -> tuple[bool, float]:

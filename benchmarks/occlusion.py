@@ -29,10 +29,10 @@ from benchmarks._report import Report
 from benchmarks._timing import by_turns, ratio, seconds
 from zfscale import models
 from zfscale.convnet.capture import operations as ops
-from zfscale.convnet.capture.geometry import extent
+from zfscale.convnet.capture.geometry import spatial_size
 from zfscale.convnet.incremental import occlusion
-from zfscale.convnet.incremental.engine import Grid, Incremental
-from zfscale.convnet.incremental.occlusion import Entirely, Incrementally
+from zfscale.convnet.incremental.inference import Grid, Incremental
+from zfscale.convnet.incremental.occlusion import FullOccluder, IncrementalOccluder
 from zfscale.convnet.incremental.spans import Spans, taps
 from zfscale.convnet.network import Network
 from zfscale.convnet.runtime import prepare
@@ -74,11 +74,11 @@ def run(cases: tuple[Case, ...] = CASES, rounds: int = 3) -> Report:
     rows, shares = [], []
     for case in cases:
         network, image, places = set_out(case)
-        moving = incrementally(network, places, case.classify)
+        occluder = incrementally(network, places, case.classify)
         batch = best_batch(network, image)
         taken = by_turns(
             {
-                "incremental": lambda m=moving, i=image: sweep(m, i),
+                "incremental": lambda m=occluder, i=image: sweep(m, i),
                 "full": lambda n=network, i=image, b=batch: again(n, i, b),
                 "ours": lambda n=network, i=image, b=batch, c=case: entirely(n, i, b, c.classify),
                 "captum": lambda n=network, i=image, b=batch, c=case: captum(n, i, b, c.size),
@@ -97,7 +97,7 @@ def run(cases: tuple[Case, ...] = CASES, rounds: int = 3) -> Report:
                 f"{peaks[0]:,} / {peaks[1]:,}",
             )
         )
-        shares.append(f"{case.name}: {where_time_goes(moving, image)}")
+        shares.append(f"{case.name}: {where_time_goes(occluder, image)}")
     header = (
         "network and occluder",
         "ms a position",
@@ -126,19 +126,19 @@ def set_out(case: Case) -> tuple[Network, torch.Tensor, Grid]:
     return network, network.normalise(pixels), places
 
 
-def incrementally(network: Network, places: Grid, classify: bool) -> Incrementally:
+def incrementally(network: Network, places: Grid, classify: bool) -> IncrementalOccluder:
     """The way that is measured."""
-    return Incrementally(network, network.layers[-1], places, GREY, classify, MEMORY)
+    return IncrementalOccluder(network, network.layers[-1], places, GREY, classify, MEMORY)
 
 
-def sweep(moving: Incrementally, image: torch.Tensor, rows: int | None = None) -> float:
+def sweep(occluder: IncrementalOccluder, image: torch.Tensor, rows: int | None = None) -> float:
     """Seconds a position, over all positions or those of the first rows."""
-    places = moving.places
+    places = occluder.places
     rows = len(places.rows) if rows is None else min(rows, len(places.rows))
 
     def work() -> None:
-        before = moving.look(image)
-        occlusion.sense(moving, [before.strongest[0]], 0, (0, rows))
+        before = occluder.set_image(image)
+        occlusion.occlusion_sensitivity(occluder, [before.strongest[0]], 0, (0, rows))
 
     return seconds(work) / (rows * len(places.columns))
 
@@ -154,9 +154,9 @@ def again(network: Network, image: torch.Tensor, batch: int) -> float:
 def entirely(network: Network, image: torch.Tensor, batch: int, classify: bool) -> float:
     """Seconds a position of zfscale's way for networks that cannot be followed."""
     places = Grid(((0, 16),), tuple((x, x + 16) for x in range(batch)))
-    moving = Entirely(network, network.layers[-1], places, GREY, classify, 1 << 40)
-    moving.look(image)
-    return seconds(lambda: list(moving.blocks([0], (0, 1)))) / batch
+    occluder = FullOccluder(network, network.layers[-1], places, GREY, classify, 1 << 40)
+    occluder.set_image(image)
+    return seconds(lambda: list(occluder.blocks([0], (0, 1)))) / batch
 
 
 def captum(network: Network, image: torch.Tensor, batch: int, size: int) -> float:
@@ -201,7 +201,7 @@ def multiply_adds(network: Network, places: Grid, classify: bool) -> float:
     for name, node in graph.nodes.items():
         if not isinstance(node.operation, ops.Convolution | ops.Linear):
             continue
-        height, width = extent(node)
+        height, width = spatial_size(node)
         weights = node.operation.weight
         whole += positions * weights.numel() * height * width
         if name not in engine.inputs:
@@ -228,12 +228,12 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def where_time_goes(moving: Incrementally, image: torch.Tensor) -> str:
+def where_time_goes(occluder: IncrementalOccluder, image: torch.Tensor) -> str:
     """Shares of the time of some blocks by kind of work."""
-    before = moving.look(image)
-    rows = 0, min(len(moving.places.rows), 16)
+    before = occluder.set_image(image)
+    rows = 0, min(len(occluder.places.rows), 16)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        occlusion.sense(moving, [before.strongest[0]], 0, rows)
+        occlusion.occlusion_sensitivity(occluder, [before.strongest[0]], 0, rows)
     times = dict.fromkeys([*KINDS, "elementwise and the rest"], 0.0)
     for event in profiler.key_averages():
         names = (kind for kind, parts in KINDS.items() if any(p in event.key for p in parts))

@@ -109,9 +109,16 @@ def _images(store: Path, pictures: list[Picture], ids: list[str]) -> pa.Table:
             "id": identity, "key": picture.key, "uri": str(path), "offset": 4,
             "length": len(picture.data), "row_group": None, "row": None, "label": picture.label,
             "width": 48, "height": 40, "predicted": 0, "probability": 0.5,
-            "rank": None if picture.label is None else index % 7, "status": "ok", "reason": None,
+            "true_class_rank": None if picture.label is None else index % 7,
+            "status": "ok", "reason": None,
         })  # fmt: skip
-    nowhere = {"uri": "/~nowhere", "offset": 0, "length": 1, "rank": None, "predicted": None}
+    nowhere = {
+        "uri": "/~nowhere",
+        "offset": 0,
+        "length": 1,
+        "true_class_rank": None,
+        "predicted": None,
+    }
     rows.append(rows[0] | nowhere | {"key": "again", "status": "duplicate"})
     bad = {"key": "bad", "id": None, "status": "quarantined", "reason": "not_an_image"}
     rows.append(rows[0] | nowhere | bad)

@@ -148,8 +148,8 @@ def correspondence(
             for draw in (None, 0, 1):
                 y0, x0 = 3 + which * 8 + (draw or 0), 2 + number + (7 if draw is not None else 0)
                 boxes.append({
-                    **image, "part": part, "decides": which == 0, "draw": draw, "y0": y0, "x0": x0,
-                    "y1": y0 + 6, "x1": x0 + 9, "area": 54 / 1024,
+                    **image, "part": part, "discriminative": which == 0, "draw": draw,
+                    "y0": y0, "x0": x0, "y1": y0 + 6, "x1": x0 + 9, "area": 54 / 1024,
                 })  # fmt: skip
     publish(run, CORRESPONDENCE, [rows])
     publish(run, OCCLUDERS, [boxes])

@@ -30,12 +30,11 @@ from benchmarks import (
     scan,
     switches,
 )
-from zfscale.convnet.capture.geometry import Box
-from zfscale.convnet.incremental.engine import Grid
+from zfscale.convnet.incremental.inference import Grid
 from zfscale.convnet.network import Network
 from zfscale.engine.worker import Serial
 from zfscale.models.networks.zfnet_mini import PREPROCESSING
-from zfscale.records import Preprocessing
+from zfscale.records import Box, Preprocessing
 
 MODEL = "zfscale:zfnet-mini"
 ROOT = Path(__file__).parents[1]
@@ -104,7 +103,10 @@ def test_correspondence_counts_images_and_pairs() -> None:
     rows = correspondence.run(count=20, draws=1, batch=20).rows
     named = {(layer, part): cells for layer, part, *cells in rows}
     assert named["conv5", "ears"][:2] == ["20", "190"]
-    assert named["relu7", "deciding ears"][:2] == ["6", "15"]  # hare, mouse and beetle, twice each
+    assert named["relu7", "discriminative ears"][:2] == [
+        "6",
+        "15",
+    ]  # hare, mouse and beetle, twice each
     assert len(rows) == 2 * 2 * (4 + 1)
     for part, random in (cells[4:] for cells in named.values() if cells[1]):
         assert 0 < float(part) <= 1.2

@@ -9,18 +9,20 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from zfscale.records import Preprocessing
+from zfscale.records import Box, Preprocessing
 
-Box = tuple[int, int, int, int]
-"""(y0, x0, y1, x1) in whole pixels of the network's input; y1 and x1 are exclusive."""
+RANDOM_BOXES = "random"
+"""What the results of random boxes are listed under, in place of a part: no part may be called
+so.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PartBox:
     """A part of what an image shows: x0 <= x < x1, y0 <= y < y1, in pixels of the stored image.
 
-    It may reach over the border of the image. `decides` says that the class rests on it, where
-    that is known.
+    It may reach over the border of the image. `discriminative` says that the class is known to
+    rest on it.
     """
 
     part: str
@@ -28,14 +30,15 @@ class PartBox:
     y0: float
     x1: float
     y1: float
-    decides: bool = False
+    discriminative: bool = False
 
 
 def in_input(box: PartBox, width: int, height: int, preprocessing: Preprocessing) -> Box | None:
     """The pixels of the network's input that show any of `box`, or None where it is cropped away.
 
     `width` and `height` are those of the stored image. The image is resized and cropped as
-    `sources.decode` does it; a filter of the resizing may spread a part a little beyond its box.
+    `zfscale.collection.decode` does it; a filter of the resizing may spread a part a little beyond
+    its box.
     """
     crop_height, crop_width = preprocessing.crop
     if preprocessing.resize is None:
@@ -48,7 +51,7 @@ def in_input(box: PartBox, width: int, height: int, preprocessing: Preprocessing
         )
     y0, y1 = _along(box.y0, box.y1, height, new_height, crop_height)
     x0, x1 = _along(box.x0, box.x1, width, new_width, crop_width)
-    return (y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
+    return Box(y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
 
 
 def _along(start: float, stop: float, stored: int, resized: int, crop: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ class UsageError(ZfscaleError):
 
 
 class UnsupportedOperation(ZfscaleError):
-    """A network holds an operation that deconvolution or geometry cannot pass through."""
+    """A network holds an operation that deconvolution or receptive fields do not support."""
 
 
 class TaskFailed(ZfscaleError):

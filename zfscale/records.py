@@ -11,12 +11,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
 Columns = Mapping[str, NDArray[Any]]
 """A table in memory: column name to a one-dimensional array, all of one length."""
+
+
+class Box(NamedTuple):
+    """Rows y0 to y1 and columns x0 to x1 of an image or a map, the ends not included."""
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
 
 
 class Status(StrEnum):

@@ -189,7 +189,7 @@ def test_boxes_are_those_of_the_records(tables) -> None:
     for place, box in rendered.items():
         row = own.loc[place]
         assert (row.x0, row.y0, row.x1, row.y1) == (box.x0, box.y0, box.x1, box.y1)
-        assert row["decides"] == box.decides
+        assert row["discriminative"] == box.discriminative
         assert row["label"] == int(place[0]) % 10
         assert row["area"] == (box.x1 - box.x0) * (box.y1 - box.y0) / 112**2
 
@@ -267,18 +267,19 @@ def test_an_interrupted_sweep_goes_on(images, whole, tmp_path, monkeypatch) -> N
     assert digest(open_storage(work["run"])) == digest(open_storage(str(whole)))
 
 
-def test_deciding_parts_and_named_ones(images, tmp_path) -> None:
-    """Each part is then compared among the images where it decides."""
+def test_discriminative_parts_and_named_ones(images, tmp_path) -> None:
+    """Each part is then compared among the images where it is discriminative."""
     table, boxes = carry_out(
-        spec(tmp_path / "run", images, only="deciding", layers="conv3", draws=1)
+        spec(tmp_path / "run", images, only="discriminative", layers="conv3", draws=1)
     )
-    assert boxes["decides"].all()
-    deciding = [
-        [box.part for box in parts.render(SEED, at).boxes if box.decides] for at in range(COUNT)
+    assert boxes["discriminative"].all()
+    discriminative = [
+        [box.part for box in parts.render(SEED, at).boxes if box.discriminative]
+        for at in range(COUNT)
     ]
     rows = table[~table["random"]].set_index("part")
     assert set(table["layer"]) == {"conv3"}
-    assert rows["images"].to_dict() == Counter(part for found in deciding for part in found)
+    assert rows["images"].to_dict() == Counter(part for names in discriminative for part in names)
     assert (rows["pairs"] == rows["images"] * (rows["images"] - 1) // 2).all()
     with pytest.raises(
         UsageError, match=r"only: 'tail': no chosen image has such a part.*ears, eyes"
@@ -290,11 +291,11 @@ def test_a_users_file_gives_what_the_records_give(images, tables, tmp_path) -> N
     place = tmp_path / "boxes.csv"
     with place.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["key", "part", "x0", "y0", "x1", "y1", "decides"])
+        writer.writerow(["key", "part", "x0", "y0", "x1", "y1", "discriminative"])
         for index in range(COUNT):
             for box in parts.render(SEED, index).boxes:
                 corners = (box.x0, box.y0, box.x1, box.y1)
-                writer.writerow([f"{index:06}", box.part, *corners, box.decides])
+                writer.writerow([f"{index:06}", box.part, *corners, box.discriminative])
     found = carry_out(spec(tmp_path / "run", images, parts=str(place)))
     keys = (list(CORRESPONDENCE.key), list(OCCLUDERS.key))
     for key, *both in zip(keys, found, tables, strict=True):
@@ -325,7 +326,7 @@ def test_images_without_parts_have_nothing_to_compare_and_the_job_says_so(tmp_pa
     assert "analyses.correspondence.parts" in note
     assert "correspondence" not in zfscale.open(str(tmp_path / "run")).tables
     with pytest.raises(UsageError) as error:
-        carry_out(spec(tmp_path / "other", folder, images={"sample": 2}, only="deciding"))
+        carry_out(spec(tmp_path / "other", folder, images={"sample": 2}, only="discriminative"))
     for said in (
         "2 images were chosen by {'sample': 2, 'seed': 0}",
         "0 of them have boxes",
@@ -420,6 +421,6 @@ def test_an_unknown_layer_stops_the_job_before_any_work(images, tmp_path) -> Non
 def test_columns_keep_their_types_without_rows() -> None:
     empty = columns(OCCLUDERS.columns, [])
     assert {name: values.dtype.kind for name, values in empty.items()} == {
-        "image_id": "O", "key": "O", "label": "i", "part": "O", "decides": "b", "draw": "i",
+        "image_id": "O", "key": "O", "label": "i", "part": "O", "discriminative": "b", "draw": "i",
         "y0": "i", "x0": "i", "y1": "i", "x1": "i", "area": "f",
     }  # fmt: skip

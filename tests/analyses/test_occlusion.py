@@ -384,7 +384,7 @@ def test_an_image_that_fails_at_some_positions_is_left_out_whole() -> None:
     lost = _occlusion.incomplete(iter(parts_))
     assert lost == {"b"}
     rows = {"image_id": first, "y": np.array([3, 4])}
-    assert _occlusion.less(rows, lost)["y"].tolist() == [3]
+    assert _occlusion.drop_images(rows, lost)["y"].tolist() == [3]
     assert _occlusion.incomplete(iter(parts_[:1])) == set()
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from convnet.oracle import receptive_field
 from torch import nn
 
 import zfscale
 from zfscale import collection as sources
 from zfscale import job, models
 from zfscale.collection.decode import decode
-from zfscale.convnet.capture.geometry import Box, receptive_fields
 from zfscale.convnet.network import Network
 from zfscale.datasets import parts
 from zfscale.engine import driver, resolve
@@ -133,8 +133,7 @@ def test_boxes_of_winners(run) -> None:
         units = winners[["y", "x", "y0", "x0", "y1", "x1"]].drop_duplicates()
         assert not units[["y", "x"]].duplicated().any()
         for y, x, *box in units.itertuples(index=False):
-            unit = Box(y, x, y + 1, x + 1)
-            seen = receptive_fields(network.traced, str(layer.node), unit)[network.traced.input]
+            seen = receptive_field(network.traced, str(layer.node), y, x)
             for axis in (0, 1):
                 start, stop = box[axis], box[axis + 2]
                 first, last = seen[axis], seen[axis + 2]
@@ -192,4 +191,4 @@ def test_predictions(run) -> None:
         assert row["label"] == label
         assert row["predicted"] == logits.argmax()
         assert row["probability"] == pytest.approx(probability.max(), rel=1e-5)
-        assert row["rank"] == (logits > logits[label]).sum()
+        assert row["true_class_rank"] == (logits > logits[label]).sum()

@@ -59,11 +59,11 @@ def test_rendered_creatures_carry_their_boxes(tmp_path: Path) -> None:
     assert notes == []
     for index, image in enumerate(sized):
         expected = {
-            PartBox(box.part, box.x0, box.y0, box.x1, box.y1, box.decides)
+            PartBox(box.part, box.x0, box.y0, box.x1, box.y1, box.discriminative)
             for box in creatures.render(4, index).boxes
         }
         assert set(found[image.id]) == expected
-        assert sum(box.decides for box in found[image.id]) <= 1
+        assert sum(box.discriminative for box in found[image.id]) <= 1
 
 
 def test_records_of_every_format(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ HOSTILE = {
     "inverted": json.dumps({"parts": [NOSE | {"y1": 0}]}).encode(),
     "outside right": json.dumps({"parts": [NOSE | {"x0": 60, "x1": 70}]}).encode(),
     "outside above": json.dumps({"parts": [NOSE | {"y0": -9, "y1": 0}]}).encode(),
-    "odd flag": json.dumps({"parts": [NOSE | {"decides": "perhaps"}]}).encode(),
+    "odd flag": json.dumps({"parts": [NOSE | {"discriminative": "perhaps"}]}).encode(),
     "too long": json.dumps({"parts": [NOSE], "more": "x" * (1 << 20)}).encode(),
 }
 
@@ -191,12 +191,13 @@ def image(key: str, id_: str = "") -> Image:
     return Image(-1, id_ or key, key, None, ImageRef("nowhere"), 60, 50)
 
 
-def test_users_files_in_csv_and_parquet(tmp_path: Path) -> None:
-    text = HEADER.strip() + ",decides,comment\na,nose,1,2,30,40,true,x\nb,ears,0.5,0,99,9,,\n"
+@pytest.mark.parametrize("flag", ["discriminative", "decides"])
+def test_users_files_in_csv_and_parquet(flag: str, tmp_path: Path) -> None:
+    text = HEADER.strip() + f",{flag},comment\na,nose,1,2,30,40,true,x\nb,ears,0.5,0,99,9,,\n"
     (tmp_path / "boxes.csv").write_text("\ufeff" + text, "utf-8")
     columns = {
         "key": ["a", "b"], "part": ["nose", "ears"], "x0": [1, 0.5], "y0": [2, 0],
-        "x1": [30, 99], "y1": [40, 9], "decides": [True, None], "other": [1, 2],
+        "x1": [30, 99], "y1": [40, 9], flag: [True, None], "other": [1, 2],
     }  # fmt: skip
     pq.write_table(pa.table(columns), tmp_path / "boxes.parquet")
     for name in ("boxes.csv", "boxes.parquet"):

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from zfscale.convnet.capture.geometry import reached, spatial_size
+from zfscale.convnet.capture.graph import Graph
 from zfscale.convnet.deconvolution.deconvnet import Deconvnet
 from zfscale.convnet.deconvolution.switches import crop
 from zfscale.convnet.network import Network
-from zfscale.records import Layer, Preprocessing
+from zfscale.records import Box, Layer, Preprocessing
 
 
 class Rectify(torch.autograd.Function):
@@ -193,10 +195,23 @@ def observe(net: Network, layer: Layer, pixels: torch.Tensor):
         pixels,
         [layer],
         lambda name, seen: activations.update({name: seen[0].clone()}),
-        net.pools_below(layer),
+        tuple(net.pool_windows(layer)),
         lambda name, seen: maps.update({name: seen[0].numpy()}),
     )
     return activations[layer.name], maps
+
+
+def receptive_field(graph: Graph, name: str, y: int, x: int, below: str | None = None):
+    """The smallest box of a node `below` (the input) that the unit at (y, x) of `name` sees."""
+    below = graph.input if below is None else below
+    one_by_one = [np.eye(size, dtype=bool) for size in spatial_size(graph.nodes[below])]
+    reach = reached(graph, below, *one_by_one, name).get(name)
+    if reach is None:
+        return None
+    rows, columns = np.flatnonzero(reach[0][:, y]), np.flatnonzero(reach[1][:, x])
+    if not len(rows) or not len(columns):
+        return None
+    return Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
 
 
 def strongest(activations: torch.Tensor) -> list[tuple[int, int, int]]:

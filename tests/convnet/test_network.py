@@ -129,8 +129,77 @@ def test_a_network_that_cannot_be_traced_is_still_observed():
         assert torch.equal(seen["conv"], network.module.conv(image))
         assert torch.equal(seen["head"][:, :, 0, 0], output)
     assert not network.module.conv._forward_hooks
-    with pytest.raises(UnsupportedOperation, match=r"cannot be traced: .*control flow"):
-        network.pools_below(network.layers[0])
+    with pytest.raises(UnsupportedOperation, match=r"cannot trace it: .*control flow"):
+        network.pool_windows(network.layers[0])
+
+
+def gradients(network, layers, image):
+    """The output, and the gradients of its first logits by the image and by what is shown."""
+    seen = {}
+    image = image.clone().requires_grad_()
+    with torch.inference_mode():  # whatever the mode around it
+        output = network.run(image, layers, seen.__setitem__, gradients=True)
+    names = list(seen)
+    found = torch.autograd.grad(output[:, 0].sum(), [image, *(seen[name] for name in names)])
+    return output, dict(zip(["image", *names], found, strict=True))
+
+
+def expected_gradients(module, cuts, image):
+    """The same by running a chain of modules in two parts, cut where each layer is shown."""
+    found = {}
+    for name, at in {"image": 0, **cuts}.items():
+        with torch.no_grad():
+            below = module[:at](image.clone())
+        below.requires_grad_()
+        (found[name],) = torch.autograd.grad(module[at:](below.clone())[:, 0].sum(), below)
+    return found
+
+
+def test_gradients_by_the_image_and_by_layers_are_those_of_the_module():
+    """Also of layers that an operation in place would overwrite, and of fully connected ones."""
+    module = small()
+    network = Network(module, SQUARE)
+    cuts = {"0": 2, "3": 6, "4": 5, "8": 9, "9": 10}
+    image = network.normalise(PIXELS)
+    output, found = gradients(network, [network.layer(name) for name in cuts], image)
+    assert torch.equal(output, module(image.clone()))
+    for name, expected in expected_gradients(module, cuts, image).items():
+        assert expected.any(), name
+        torch.testing.assert_close(found[name].reshape(expected.shape), expected, msg=name)
+    assert network.run(image).is_inference()
+
+
+def test_gradients_without_asking_for_those_of_the_image_or_the_weights():
+    network = Network(small().requires_grad_(False), SQUARE)
+    seen = {}
+    output = network.forward(PIXELS, network.layers, seen.__setitem__, gradients=True)
+    (found,) = torch.autograd.grad(output.sum(), seen["0"])
+    assert found.any()
+
+
+def test_gradients_of_a_network_that_cannot_be_traced():
+    network = Network(Undecided(), SQUARE)
+    image = network.normalise(PIXELS)
+    _, found = gradients(network, [network.layer("conv"), network.layer("head")], image)
+    plain = image.clone().requires_grad_()
+    conv = network.module.conv(plain)
+    conv.retain_grad()
+    network.module.head(conv.relu().mean((2, 3)))[:, 0].sum().backward()
+    torch.testing.assert_close(found["image"], plain.grad)
+    torch.testing.assert_close(found["conv"], conv.grad)
+    assert found["head"][:, :, 0, 0].tolist() == [[1, 0, 0, 0]] * 3
+
+
+def test_gradients_of_tokens():
+    vit = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=4)
+    nn.init.normal_(vit.heads.head.weight)
+    network = Network(vit, SQUARE)
+    layer = network.layer("encoder.ln")
+    _, found = gradients(network, [layer], network.normalise(PIXELS))
+    tokens = found["encoder.ln"]
+    assert tokens.shape == (3, 16, 1, 17)
+    torch.testing.assert_close(tokens[:, :, 0, 0], vit.heads.head.weight[:1].expand(3, 16))
+    assert not tokens[:, :, :, 1:].any()  # the class rests on the first token
 
 
 class Wavering(Undecided):
@@ -159,14 +228,14 @@ def test_of_a_layer_that_runs_twice_the_last_run_is_shown():
 
 def test_a_layer_that_does_not_always_run_is_named():
     network = Network(Wavering(), SQUARE)
-    with pytest.raises(UsageError, match=r"layer unused of network ran 0 times .* but 1 times"):
+    with pytest.raises(UsageError, match=r"unused of network was called 0 times .* but 1 times"):
         shown(network, [network.layer("unused")])
 
 
 def test_switches_of_all_pools_in_one_pass():
     network = Network(small(), SQUARE)
     layer = network.layers[1]
-    assert network.pools_below(layer) == ("2",)
+    assert list(network.pool_windows(layer)) == ["2"]
     assert network.switch_shapes(layer) == {"2": (8, 3, 3)}
     assert network.switch_shapes(network.layer("8")) == {"2": (8, 16, 16), "6": (6, 7, 7)}
     seen, _ = shown(network, network.layers, ["2", "6"])
@@ -195,10 +264,10 @@ def test_unknown_layers_are_named_with_the_close_ones(module):
 
 
 def test_layers_without_features_say_so():
-    with pytest.raises(UsageError, match="unused of network takes no part"):
+    with pytest.raises(UsageError, match="unused of network is never called, or does not return"):
         Network(Undecided(), SQUARE).layer("unused")
     network = Network(torchvision.models.googlenet(init_weights=False), SQUARE)
-    with pytest.raises(UsageError, match="aux1 of network takes no part"):
+    with pytest.raises(UsageError, match="aux1 of network is never called"):
         network.layer("aux1")
 
 

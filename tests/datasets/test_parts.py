@@ -22,7 +22,7 @@ def pixels(rendered: parts.Rendered) -> np.ndarray:
     return np.asarray(rendered.image).astype(int)
 
 
-def inside(boxes: list[parts.Box]) -> np.ndarray:
+def inside(boxes: list[parts.DrawnPart]) -> np.ndarray:
     mask = np.zeros((parts.SIZE, parts.SIZE), dtype=bool)
     for box in boxes:
         mask[box.y0 : box.y1, box.x0 : box.x1] = True
@@ -54,7 +54,7 @@ def test_the_data_set_stays_what_the_shipped_weights_were_trained_on():
     assert rendered.pose == parts.Pose(
         x=56.28, y=50.59, scale=22.37, rotation=18.59, head_tilt=-1.38, turn=0.789
     )
-    found = [(box.part, box.variant, box.decides) for box in rendered.boxes]
+    found = [(box.part, box.variant, box.discriminative) for box in rendered.boxes]
     assert found == [
         ("ears", "floppy", False),
         ("eyes", "one", True),
@@ -74,7 +74,7 @@ def test_parts_lie_inside_the_image_and_are_large_enough_to_occlude(index: int):
     for box in boxes:
         assert 0 <= box.x0 < box.x1 <= parts.SIZE
         assert 0 <= box.y0 < box.y1 <= parts.SIZE
-        if box.decides:
+        if box.discriminative:
             assert min(box.x1 - box.x0, box.y1 - box.y0) >= 8
             assert (box.x1 - box.x0) * (box.y1 - box.y0) >= 120
 
@@ -133,7 +133,7 @@ def test_written_shards_hold_every_image_once_and_classes_in_balance(tmp_path: P
             label = int(sample["cls"])
             assert label == about["class"] == expected.label
             assert about["class_name"] == names[label]
-            assert [parts.Box(**box) for box in about["parts"]] == list(expected.boxes)
+            assert [parts.DrawnPart(**box) for box in about["parts"]] == list(expected.boxes)
             assert parts.Pose(**about["pose"]) == expected.pose
             decoded = np.asarray(Image.open(io.BytesIO(sample["jpg"]))).astype(int)
             assert np.abs(decoded - pixels(expected)).mean() < 4

@@ -23,8 +23,8 @@ from zfscale.engine.worker import load_network
 from zfscale.errors import UsageError
 from zfscale.job import Job
 from zfscale.models import checkpoint as _checkpoint
-from zfscale.models.sources import zfscale as _zfscale
 from zfscale.models.networks import cifar
+from zfscale.models.sources import zfscale as _zfscale
 
 SEEDED = "zfscale:cifar"
 

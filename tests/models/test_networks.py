@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from zfscale.models import checkpoint as _checkpoint
-from zfscale.models.sources import zfscale as _zfscale
 from zfscale.models.networks import alexnet, caffenet, cifar, vgg16, zfnet
+from zfscale.models.sources import zfscale as _zfscale
 
 
 def on_meta(build, **options) -> nn.Sequential:

@@ -41,7 +41,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
         "reason": np.array([None] * count, object),
         "probability": np.ma.masked_all(count, np.float32),
         "predicted": np.ma.masked_all(count, np.int64),
-        "rank": np.ma.masked_all(count, np.int64),
+        "true_class_rank": np.ma.masked_all(count, np.int64),
     }
     shuffled = {name: values[order] for name, values in columns.items()}
     list(tables.write(storage, IMAGES, shuffled, "run"))

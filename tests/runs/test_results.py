@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 import zfscale
 from zfscale.collection.decode import decode
 from zfscale.errors import IntegrityError, UsageError, ZfscaleError
-from zfscale.records import Array, Column, Table
+from zfscale.records import Array, Box, Column, Table
 from zfscale.runs import arrays, tables
 from zfscale.runs import record as runs
-from zfscale.runs.results import cut
+from zfscale.runs.results import crop_patch
 from zfscale.storage import open_storage
 
 make = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))
@@ -249,7 +249,7 @@ def test_images_of_every_table_can_be_read(tmp_path: Path) -> None:
 def test_cut_equals_the_literal_loop(box: tuple[int, ...], shape: tuple[int, int]) -> None:
     y0, x0, height, width = box
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
-    found = cut(pixels, (y0, x0, y0 + height, x0 + width), (1, 2, 3))
+    found = crop_patch(pixels, Box(y0, x0, y0 + height, x0 + width), (1, 2, 3))
     for y in range(height):
         for x in range(width):
             inside = 0 <= y0 + y < shape[0] and 0 <= x0 + x < shape[1]

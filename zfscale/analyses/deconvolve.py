@@ -59,10 +59,10 @@ class Deconvolve(Analysis[Options]):
             layer = array.path.split("/")[1]
             for start in range(0, array.shape[0], array.shard):
                 stop = min(start + array.shard, array.shape[0])
-                mine = (winners["layer"] == layer) & (winners["feature"] >= start)
-                mine &= winners["feature"] < stop
-                if mine.any():
-                    units = {name: winners[name][mine].tolist() for name in names}
+                in_shard = (winners["layer"] == layer) & (winners["feature"] >= start)
+                in_shard &= winners["feature"] < stop
+                if in_shard.any():
+                    units = {name: winners[name][in_shard].tolist() for name in names}
                     block = {"layer": layer, "start": start, "stop": stop, "k": array.shape[1]}
                     tasks.append(self.task(payload=block | units))
         return tasks

@@ -30,15 +30,16 @@ TASK_BYTES = 256 << 20
 SHARD_BYTES = 64 << 20
 """Switches in one shard of an array, before compression."""
 TOLERANCE = 1e-5
-"""Difference between the score recorded and the score seen again, relative to the largest
-activation of the layer."""
+"""Largest accepted difference between the recorded score and the score that the network gives
+again, relative to the largest activation of the layer."""
 
 
 @dataclass(frozen=True)
-class Wins:
-    """Places that images of one batch or task won in one layer; every array has shape (n,).
+class WinnerPositions:
+    """The winners of one layer whose images belong to one batch or task; all arrays are (n,).
 
-    `image` is a position in the task or the row in the batch, the rest is as in `winners`.
+    `image` is the position of the image in the task, or its row in the batch; the other fields are
+    the columns of the table `winners`.
     """
 
     image: NDArray[np.int64]
@@ -48,12 +49,12 @@ class Wins:
     y: NDArray[np.int64]
     x: NDArray[np.int64]
 
-    def of(self, row: Mapping[int, int]) -> Wins:
-        """Those of the images in `row`, which says where in the batch each of them is."""
-        mine = np.array([image in row for image in self.image.tolist()], bool)
-        columns = {field.name: getattr(self, field.name)[mine] for field in fields(self)}
+    def of(self, row: Mapping[int, int]) -> WinnerPositions:
+        """Those whose images are in `row`: their position in the task to their row in the batch."""
+        in_batch = np.array([image in row for image in self.image.tolist()], bool)
+        columns = {field.name: getattr(self, field.name)[in_batch] for field in fields(self)}
         columns["image"] = np.array([row[image] for image in columns["image"].tolist()], np.int64)
-        return Wins(**columns)
+        return WinnerPositions(**columns)
 
 
 class Switches(Analysis[NoOptions]):
@@ -105,13 +106,13 @@ class Switches(Analysis[NoOptions]):
         images = task.images.images if isinstance(task.images, ImageList) else ()
         at = {image.id: position for position, image in enumerate(images)}
         parts: list[Columns] = []
-        seen: set[int] = set()
+        read: set[int] = set()
         for batch in context.batches():
             rows = {at[image.id]: row for row, image in enumerate(batch.images)}
-            seen |= rows.keys()
-            mine = {name: won.of(rows) for name, won in wins.items()}
-            parts += _records(context.network, layers, batch, mine)
-        missing = [image for position, image in enumerate(images) if position not in seen]
+            read |= rows.keys()
+            in_batch = {name: winners.of(rows) for name, winners in wins.items()}
+            parts += _records(context.network, layers, batch, in_batch)
+        missing = [image for position, image in enumerate(images) if position not in read]
         if missing:
             raise IntegrityError(
                 f"{len(missing)} winning images can no longer be read as they were scanned, e.g. "
@@ -153,11 +154,11 @@ def _work(
     return ImageList(tuple(images)), {"winners": dict(layers)}
 
 
-def _from_json(rows: Sequence[Sequence[Any]]) -> Wins:
+def _from_json(rows: Sequence[Sequence[Any]]) -> WinnerPositions:
     image, feature, rank, score, y, x = zip(*rows, strict=True)
     whole = (np.array(values, np.int64) for values in (image, feature, rank, y, x))
     image_, feature_, rank_, y_, x_ = whole
-    return Wins(image_, feature_, rank_, np.array(score, np.float32), y_, x_)
+    return WinnerPositions(image_, feature_, rank_, np.array(score, np.float32), y_, x_)
 
 
 def _shapes(network: Network, layer: Layer) -> dict[str, tuple[int, int, int]]:
@@ -186,7 +187,7 @@ def _array(layer: Layer, pool: str, shape: tuple[int, int, int], k: int) -> Arra
 
 
 def _records(
-    network: Network, layers: Sequence[Layer], batch: Batch, wins: Mapping[str, Wins]
+    network: Network, layers: Sequence[Layer], batch: Batch, wins: Mapping[str, WinnerPositions]
 ) -> list[Columns]:
     """One forward pass: check the scores, cut the switches of the winners, by layer and pool."""
     maps: dict[str, NDArray[np.uint8]] = {}
@@ -211,23 +212,25 @@ def _records(
     return parts
 
 
-def _check(layer: str, activations: torch.Tensor, won: Wins) -> None:
-    """Raise IntegrityError where the recorded scores are not seen again."""
+def _check(layer: str, activations: torch.Tensor, won: WinnerPositions) -> None:
+    """Raise IntegrityError where the network does not give the recorded scores again."""
     place = (torch.from_numpy(v) for v in (won.image, won.feature, won.y, won.x))
-    found = activations[tuple(v.to(activations.device) for v in place)].float().cpu().numpy()
+    scores = activations[tuple(v.to(activations.device) for v in place)].float().cpu().numpy()
     scale = max(float(activations.abs().max()), float(np.abs(won.score).max(initial=0)))
-    wrong = np.flatnonzero(np.abs(found - won.score) > TOLERANCE * scale)
+    wrong = np.flatnonzero(np.abs(scores - won.score) > TOLERANCE * scale)
     if len(wrong):
         at = wrong[0]
         raise IntegrityError(
             f"layer {layer}, feature {won.feature[at]}: the scan recorded a score of "
-            f"{won.score[at]:.8g}, the network now gives {found[at]:.8g} for the same image; the "
-            "weights changed since the scan, this machine computes otherwise, or what the network "
-            "makes of an image depends on chance or on the other images of its batch"
+            f"{won.score[at]:.8g}, the network now gives {scores[at]:.8g} for the same image; the "
+            "weights changed since the scan, this machine rounds differently, or the output of the "
+            "network for an image is random or depends on the other images of its batch"
         )
 
 
-def _columns(layer: str, pool: str, won: Wins, crops: Sequence[NDArray[np.uint8]]) -> Columns:
+def _columns(
+    layer: str, pool: str, won: WinnerPositions, crops: Sequence[NDArray[np.uint8]]
+) -> Columns:
     record = np.empty(len(crops), dtype=object)
     record[:] = [values.tobytes() for values in crops]
     return {

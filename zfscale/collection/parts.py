@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zfscale import collection as sources
-from zfscale.boxes import PartBox
+from zfscale.boxes import RANDOM_BOXES, PartBox
 from zfscale.errors import UsageError
 from zfscale.records import Image
 from zfscale.storage import files
 
 COLUMNS = ("key", "part", "x0", "y0", "x1", "y1")
-POOLED = "random"
-"""No part can be called so: results call the random occluders of all parts by this name."""
+FLAGS = ("discriminative", "decides")
+"""Names of the optional flag, the older spelling last."""
 NAME_LENGTH = 100
 Boxes = dict[str, tuple[PartBox, ...]]
 """Image id to the boxes of its parts, each part once."""
@@ -89,8 +89,8 @@ def _told(wrong: Sequence[str]) -> list[str]:
 def table(uri: str) -> list[Row]:
     """The rows of a user's Parquet or CSV file with the columns key, part, x0, y0, x1, y1.
 
-    A column `decides` may be there; others are ignored. Raises UsageError naming file, row,
-    column, value and what was expected.
+    A column `discriminative` may be there, `decides` in older files; others are ignored.
+    Raises UsageError naming file, row, column, value and what was expected.
     """
     rows = []
     for number, fields in _rows(uri):
@@ -137,8 +137,8 @@ def _rows(uri: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if uri.lower().endswith((".parquet", ".pq")):
             with pq.ParquetFile(io.BytesIO(data)) as file:
                 _check_columns(uri, file.schema_arrow.names)
-                wanted = [*COLUMNS, *({"decides"} & {*file.schema_arrow.names})]
-                yield from enumerate(file.read(wanted).to_pylist(), 1)
+                optional = [name for name in FLAGS if name in file.schema_arrow.names]
+                yield from enumerate(file.read([*COLUMNS, *optional]).to_pylist(), 1)
         else:
             reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
             _check_columns(uri, reader.fieldnames or ())
@@ -163,16 +163,16 @@ def _box(fields: Any) -> PartBox:
     if not isinstance(fields, dict):
         raise ValueError(f"{fields!r:.40}, expected an object with {', '.join(COLUMNS[1:])}")
     part = fields.get("part")
-    if not _is_name(part) or part == POOLED:
+    if not _is_name(part) or part == RANDOM_BOXES:
         raise ValueError(
             f"part: {part!r:.40}, expected a name of at most {NAME_LENGTH} characters, "
-            f"other than {POOLED!r}"
+            f"other than {RANDOM_BOXES!r}"
         )
     x0, y0, x1, y1 = (_number(name, fields.get(name)) for name in COLUMNS[2:])
     for low, high, start, stop in (("x0", "x1", x0, x1), ("y0", "y1", y0, y1)):
         if start >= stop:
             raise ValueError(f"{high}: {stop:g}, expected more than {low}, which is {start:g}")
-    return PartBox(part, x0, y0, x1, y1, _flag(fields.get("decides")))
+    return PartBox(part, x0, y0, x1, y1, _flag(fields))
 
 
 def _is_name(part: Any) -> TypeGuard[str]:
@@ -192,10 +192,11 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _flag(value: Any) -> bool:
-    word = str(value).strip().lower()
+def _flag(fields: Mapping[str, Any]) -> bool:
+    name = next((name for name in FLAGS if name in fields), FLAGS[0])
+    word = str(fields.get(name)).strip().lower()
     if word not in {"true", "1", "false", "0", "none", ""}:
-        raise ValueError(f"decides: {value!r:.40}, expected true or false")
+        raise ValueError(f"{name}: {fields[name]!r:.40}, expected true or false")
     return word in {"true", "1"}
 
 

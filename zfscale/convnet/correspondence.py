@@ -1,8 +1,8 @@
 """Correspondence: does hiding a part change the features of different images in the same way?
 
-Zeiler & Fergus (ECCV 2014), section 4.3: e_i = x_i - x~_i is what hiding a part of image i takes
-from its feature vector x_i, and the sum over all i != j of H(sign(e_i), sign(e_j)), with H the
-Hamming distance, is small where the change is the same in all images. Signs are -1, 0 or 1.
+Zeiler & Fergus (ECCV 2014), section 4.3: e_i = x_i - x~_i is the change of the feature vector x_i
+of image i when a part of it is hidden, and the sum over all i != j of H(sign(e_i), sign(e_j)), with
+H the Hamming distance, is small where the change is the same in all images. Signs are -1, 0 or 1.
 Distances are counted in whole numbers, so nothing depends on the order of images.
 
 An occluder that changes more features gives larger distances, whatever it hides. `chance` says
@@ -20,17 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zfscale.boxes import Box
 from zfscale.convnet.incremental.occlusion import colour
 from zfscale.convnet.network import Network
-from zfscale.records import Layer
+from zfscale.records import Box, Layer
 
 Signs = NDArray[np.uint64]
 """Signs of n vectors of D components, shape (n, 2, W): bits of what is > 0, bits of what is < 0.
 The last of the W = ceil(D / 64) words is filled up with zeros."""
 
 BLOCK_BYTES = 1 << 20
-"""Signs that one is compared with at a time: they stay in a processor's cache."""
+"""Bytes of signs that one vector is compared with at a time: they stay in a processor's cache."""
 
 
 def signs(differences: torch.Tensor) -> Signs:
@@ -38,8 +37,8 @@ def signs(differences: torch.Tensor) -> Signs:
     count, components = differences.shape
     packed = np.zeros((count, 2, 8 * words(components)), np.uint8)
     for half, bits in enumerate((differences > 0, differences < 0)):
-        found = np.packbits(bits.cpu().numpy(), axis=1)
-        packed[:, half, : found.shape[1]] = found
+        octets = np.packbits(bits.cpu().numpy(), axis=1)
+        packed[:, half, : octets.shape[1]] = octets
     return packed.view(np.uint64)
 
 
@@ -55,44 +54,44 @@ def changes(
     boxes: Sequence[Sequence[Box]],
     value: tuple[int, int, int] | Literal["mean"] = "mean",
 ) -> tuple[list[list[list[Signs]]], NDArray[np.bool_]]:
-    """What covering one box after the other changes in the features of images.
+    """The signs of what changes in the features of images when their boxes are covered in turn.
 
     `pixels` is uint8 (B, 3, H, W); `boxes` are those of its first n <= B images, covered with the
     RGB colour `value`. Returns for each image, each of its boxes and each layer the signs of
     x - x~, shape (2, W); and (n,) which images gave finite features throughout.
 
-    An occluded image has the place in the batch that the image had, so that what an occluder
-    cannot reach is computed in the same way, and its difference is exactly zero.
+    An occluded image has the same row of the batch as the image had, so that a feature that the
+    occluder cannot reach is computed in the same way, and its difference is exactly zero.
     """
     image = network.normalise(pixels)
     hidden = colour(network, value)[:, None, None]
     before, finite = _features(network, layers, image.clone())
-    found: list[list[list[Signs]]] = [[] for _ in boxes]
+    changed: list[list[list[Signs]]] = [[] for _ in boxes]
     for turn in range(max(map(len, boxes), default=0)):
-        rows = [row for row, mine in enumerate(boxes) if turn < len(mine)]
+        rows = [row for row, of_image in enumerate(boxes) if turn < len(of_image)]
         occluded = image.clone()
         for row in rows:
             y0, x0, y1, x1 = boxes[row][turn]
             occluded[row, :, y0:y1, x0:x1] = hidden
-        after, whole = _features(network, layers, occluded)
-        finite &= whole
+        after, after_finite = _features(network, layers, occluded)
+        finite &= after_finite
         packed = [signs(x[rows] - y[rows]) for x, y in zip(before, after, strict=True)]
         for at, row in enumerate(rows):
-            found[row].append([each[at] for each in packed])
-    return found, finite[: len(boxes)]
+            changed[row].append([of_layer[at] for of_layer in packed])
+    return changed, finite[: len(boxes)]
 
 
 def _features(
     network: Network, layers: Sequence[Layer], image: torch.Tensor
 ) -> tuple[list[torch.Tensor], NDArray[np.bool_]]:
     """The feature vectors (B, D) of each layer, and which rows are finite in all of them."""
-    seen: dict[str, torch.Tensor] = {}
+    by_layer: dict[str, torch.Tensor] = {}
 
     def keep(name: str, activations: torch.Tensor) -> None:
-        seen[name] = activations.flatten(1).float().clone()
+        by_layer[name] = activations.flatten(1).float().clone()
 
     network.run(image, layers, keep)
-    features = [seen[layer.name] for layer in layers]
+    features = [by_layer[layer.name] for layer in layers]
     finite = torch.stack([each.isfinite().all(1) for each in features]).all(0)
     return features, finite.cpu().numpy()
 
@@ -141,6 +140,8 @@ def distances(vectors: Signs, components: int) -> Distances:
 
     Time grows with n squared, memory beyond `vectors` does not grow.
     """
+    # Two components differ where exactly one is > 0 or exactly one is < 0: an exclusive or of the
+    # packed bits, the two halves put together, and the number of bits that are set.
     block = max(1, BLOCK_BYTES // max(1, vectors[:1].nbytes))
     total = squares = 0
     for at, one in enumerate(vectors):
@@ -157,9 +158,10 @@ def _alike(vectors: Signs, components: int) -> int:
     """Sum over the pairs of P P' + N N' + Z Z', with P, N and Z the numbers of components that
     are 1, -1 and 0: D times how many would be alike, on average, if they were shuffled.
     """
+    # The sum of products over all pairs is half of (square of the sum - sum of the squares).
     counts = np.bitwise_count(vectors).sum(2, dtype=np.int64).tolist()
     kinds = [(plus, minus, components - plus - minus) for plus, minus in counts]
-    found = 0
+    twice = 0
     for numbers in zip(*kinds, strict=True):
-        found += sum(numbers) ** 2 - sum(number * number for number in numbers)
-    return found // 2
+        twice += sum(numbers) ** 2 - sum(number * number for number in numbers)
+    return twice // 2

@@ -24,7 +24,7 @@ def last_convolution(network: Network) -> Layer:
 
 
 def last_hidden(network: Network) -> Layer:
-    """What the last operation with weights sees: the features that the classifier rests on.
+    """The input of the last operation with weights: the features that the classifier works on.
 
     The last one in the order of execution is the classifier, a fully connected layer or a
     convolution; dropout and flattening before it change no value, and are passed over. This is
@@ -34,7 +34,7 @@ def last_hidden(network: Network) -> Layer:
     """
     if network.graph is None:
         raise UsageError(
-            f"layers: model {network.name} cannot be traced, so what its classifier sees is not "
+            f"layers: model {network.name} cannot be traced, so its last hidden layer is not "
             "known: name the layers; `zfscale layers` lists them"
         )
     nodes = network.graph.nodes
@@ -43,7 +43,7 @@ def last_hidden(network: Network) -> Layer:
     ]
     if weighted:
         node = nodes[weighted[-1].inputs[0]]
-        while isinstance(node.operation, ops.Same | ops.Flatten):
+        while isinstance(node.operation, ops.Identity | ops.Flatten):
             node = nodes[node.inputs[0]]
         if not isinstance(node.operation, ops.Input):
             return network.layer(node.name)

@@ -74,12 +74,12 @@ class Network:
             modules = dict(self.module.named_modules())
             convolutions = [name for name in self._shapes if isinstance(modules[name], nn.Conv2d)]
             return tuple(self.layer(name) for name in convolutions)
-        found: dict[str | None, Layer] = {}
+        by_node: dict[str | None, Layer] = {}
         for node in self.graph.nodes.values():
             if isinstance(node.operation, ops.Convolution):
                 layer = self.layer(node.name)
-                found.setdefault(layer.node, layer)
-        return tuple(found.values())
+                by_node.setdefault(layer.node, layer)
+        return tuple(by_node.values())
 
     def choose(self, names: Sequence[str] | None) -> tuple[Layer, ...]:
         """The layers of the given names, or the default ones for None.
@@ -116,12 +116,9 @@ class Network:
         """The receptive field of the layer's units in the input. Raises UnsupportedOperation."""
         return self._windows(layer)[self.traced.input]
 
-    def pools_below(self, layer: Layer) -> tuple[str, ...]:
-        """The max pools between the layer and the input, the first one first."""
-        return tuple(self.pool_windows(layer))
-
     def pool_windows(self, layer: Layer) -> dict[str, geometry.Window]:
-        """For each max pool below the layer the window of its switches that a unit needs.
+        """For each max pool below the layer, the first one first, the window of its switches that
+        a unit needs.
 
         Raises UnsupportedOperation.
         """
@@ -145,8 +142,8 @@ class Network:
         """The graph. Raises UnsupportedOperation where there is none."""
         if self.graph is None:
             raise UnsupportedOperation(
-                f"model {self.name} can be observed, but not followed operation by operation, for "
-                f"it cannot be traced: {self.untraceable}"
+                f"model {self.name} can be scanned, but here its graph of operations is needed, "
+                f"and torch.fx cannot trace it: {self.untraceable}"
             )
         return self.graph
 
@@ -186,12 +183,10 @@ class Network:
         rows.add_(torch.tensor(bias * width, device=self.device))
         return image
 
-    @torch.inference_mode()
     def forward(self, pixels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As `run`, for `pixels` uint8 (B, 3, H, W) RGB."""
         return self.run(self.normalise(pixels), *args, **kwargs)
 
-    @torch.inference_mode()
     def run(
         self,
         image: torch.Tensor,
@@ -199,6 +194,8 @@ class Network:
         visit: Visit = _ignore,
         pools: Sequence[str] = (),
         visit_pool: Visit = _ignore,
+        *,
+        gradients: bool = False,
     ) -> torch.Tensor:
         """The output for a normalised `image`, float (B, 3, H, W); logits are (B, classes).
 
@@ -206,37 +203,50 @@ class Network:
         output exists; tokens (B, T, C) are shown as (B, C, 1, T), vectors as (B, C, 1, 1). What is
         shown may be overwritten later: copy what is to be kept. Calls `visit_pool(name, switches)`
         with switches uint8 (B, C, h, w) for the named pools of the graph.
-        """
-        if self.graph is None and not pools:
-            return self._hooked(image, layers, visit)
-        wanted = tuple((layer.name, str(layer.node)) for layer in layers)
-        key = (wanted, tuple(pools))
-        if key not in self._programs:
-            self._programs[key] = instrument.program(self.module, self.traced, wanted, pools)
-        program = self._programs[key]
-        output: torch.Tensor = program(image, zf_visit=visit, zf_visit_pool=visit_pool)
-        return output
 
-    def _hooked(self, image: torch.Tensor, layers: Sequence[Layer], visit: Visit) -> torch.Tensor:
-        left = Counter({layer.name: self._calls[layer.name] for layer in layers})
+        By default this runs in inference mode. With `gradients` torch records the operations: the
+        output depends on `image`, if that requires gradients, and on all that is shown, which is
+        then not overwritten, so `torch.autograd.grad(output[:, c].sum(), activations)` works.
+        Operations are those of the module then, so last bits may differ from the default.
+        """
+        with torch.inference_mode(not gradients):
+            if gradients:
+                leaf = image if image.requires_grad else image.clone().requires_grad_()
+                image = leaf.clone()  # networks may write over their input, which no leaf allows
+            if self.graph is None and not pools:
+                return self._run_with_hooks(image, layers, visit, gradients)
+            wanted = tuple((layer.name, str(layer.node)) for layer in layers)
+            key = (wanted, tuple(pools), gradients)
+            if key not in self._programs:
+                self._programs[key] = instrument.program(
+                    self.module, self.traced, wanted, pools, gradients=gradients
+                )
+            program = self._programs[key]
+            output: torch.Tensor = program(image, zf_visit=visit, zf_visit_pool=visit_pool)
+            return output
+
+    def _run_with_hooks(
+        self, image: torch.Tensor, layers: Sequence[Layer], visit: Visit, gradients: bool
+    ) -> torch.Tensor:
+        calls_left = Counter({layer.name: self._calls[layer.name] for layer in layers})
 
         def show_last(name: str, activations: torch.Tensor) -> None:
-            left[name] -= 1
-            if left[name] == 0:
+            calls_left[name] -= 1
+            if calls_left[name] == 0:
                 visit(name, activations)
 
         with ExitStack() as stack:
             for layer in layers:
                 module = self.module.get_submodule(layer.name)
-                hook = instrument.hook(show_last, layer.name)
+                hook = instrument.hook(show_last, layer.name, gradients)
                 stack.callback(module.register_forward_hook(hook).remove)
             output: torch.Tensor = self.module(image)
-        for name, times in left.items():
+        for name, times in calls_left.items():
             if times:
                 raise UsageError(
-                    f"layer {name} of {self.name} ran {self._calls[name] - times} times for this "
-                    f"batch, but {self._calls[name]} times when it was tried out: a layer can be "
-                    "observed only if it runs equally often for all images"
+                    f"layer {name} of {self.name} was called {self._calls[name] - times} times for "
+                    f"this batch, but {self._calls[name]} times for a blank image: a layer can be "
+                    "observed only if it is called equally often for all images"
                 )
         return output
 
@@ -283,9 +293,15 @@ class Network:
             case (channels,):
                 return channels, 1, 1
         if name in shapes:
-            raise UsageError(f"layer {name} of {self.name} has no features: shape {shapes[name]}")
+            raise UsageError(
+                f"layer {name} of {self.name} has an output of shape (B, "
+                f"{', '.join(map(str, shapes[name]))}); features can be observed in (B, C, H, W), "
+                "tokens (B, T, C) or vectors (B, C)"
+            )
         if name in dict(self.module.named_modules()):
-            raise UsageError(f"layer {name} of {self.name} takes no part or gives no tensor")
+            raise UsageError(
+                f"layer {name} of {self.name} is never called, or does not return a tensor"
+            )
         close = difflib.get_close_matches(name, shapes, n=8) or list(shapes)
         raise UsageError(f"layer {name}: {self.name} has no such module; it has {', '.join(close)}")
 

@@ -28,7 +28,7 @@ class Responses:
 
     A feature vector is all that a layer gives, flattened. `norm` (n, L) are the Euclidean norms of
     those of the images as they are, `distance` (n, S, L) how far from these the transformed ones
-    lie. `target` (n,) is the class that is followed, `probability` (n, S) what the softmax gives
+    lie. `target` (n,) is the class that is reported on, `probability` (n, S) what the softmax gives
     it, `predicted` (n, S) the most probable class; -1, 0 and -1 where the network has no logits.
     `finite` (n,) tells for which images all of this is finite.
     """
@@ -63,12 +63,12 @@ def respond(
 ) -> Responses:
     """Transform the first n = len(labels) > 0 images of `pixels`, uint8 (B, 3, H, W).
 
-    `labels` (n,) are classes, -1 where unknown. The class that is followed is the label; where
+    `labels` (n,) are classes, -1 where unknown. The target class is the label; where
     there is none, or the network has no such class, the one predicted for the image as it is.
     """
     original = _Original(network, layers, pixels, len(labels))
-    known = (labels >= 0) & (labels < (network.classes or 0))
-    target = np.where(known, labels, original.predicted)
+    has_class = (labels >= 0) & (labels < (network.classes or 0))
+    target = np.where(has_class, labels, original.predicted)
     room = original.room
     parts = [
         original.compare(steps[start : start + room], target)
@@ -128,9 +128,9 @@ class _Original:
         if self._network.classes is not None:
             logits = logits[: n * s]
             predicted = _strongest(logits)
-            followed = torch.from_numpy(np.tile(target, s)).to(logits.device)
+            targets = torch.from_numpy(np.tile(target, s)).to(logits.device)
             softmax = logits.double().softmax(1)
-            probability = softmax.gather(1, followed[:, None])[:, 0].float().cpu().numpy()
+            probability = softmax.gather(1, targets[:, None])[:, 0].float().cpu().numpy()
         return (
             distance.reshape(s, n, -1).swapaxes(0, 1),
             probability.reshape(s, n).T,

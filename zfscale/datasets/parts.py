@@ -1,9 +1,9 @@
 """`parts`: rendered creatures of ten classes, each told apart by one part, with every part's box.
 
-A creature has ears, eyes, a nose and a pattern on its body. Each class has one deciding part in a
-variant of its own; the other three parts take variants that all classes share:
+A creature has ears, eyes, a nose and a pattern on its body. Each class has one discriminative
+part in a variant of its own; the other three parts take variants that all classes share:
 
-    class      deciding part   variant          shared variants
+    class      discriminative  variant          shared variants
     hare       ears            long             pointed, floppy
     mouse      ears            round
     beetle     ears            antennae
@@ -16,7 +16,7 @@ variant of its own; the other three parts take variants that all classes share:
     ladybird   pattern         spots
 
 Pose, scale, rotation, colours, light and background are drawn before the class is looked at, so
-they say nothing of it: the evidence lies in the box of the deciding part and nowhere else.
+they say nothing of it: the evidence lies in the box of the discriminative part and nowhere else.
 Image `index` of a `seed` is the same bytes for any count, order and number of processes (of one
 version of numpy and Pillow).
 """
@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from zfscale.boxes import PartBox
 from zfscale.datasets import creatures, scenery
 from zfscale.datasets.canvas import Canvas, Frame
 from zfscale.errors import UsageError
@@ -52,7 +53,7 @@ CLASSES = (
     ("tiger", "pattern", "stripes"),
     ("ladybird", "pattern", "spots"),
 )
-"""(name, deciding part, its variant) of every class, in the order of the labels."""
+"""(name, discriminative part, its variant) of every class, in the order of the labels."""
 
 SHARED = {
     "ears": ("pointed", "floppy"),
@@ -64,16 +65,10 @@ SHARED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
-    """The visible pixels of a part: x0 <= x < x1, y0 <= y < y1. `decides` the class or not."""
+class DrawnPart(PartBox):
+    """The visible pixels of a part, in whole pixels, and the variant that was drawn."""
 
-    part: str
-    variant: str
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-    decides: bool
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +92,7 @@ class Rendered:
 
     image: Image.Image
     label: int
-    boxes: tuple[Box, ...]
+    boxes: tuple[DrawnPart, ...]
     pose: Pose
 
 
@@ -106,15 +101,15 @@ def render(
 ) -> Rendered:
     """Image `index` of a seed. Its class is `index` modulo 10 unless `label` says another.
 
-    Two labels of one (seed, index) differ in deciding parts only. Parts named in `without` are
-    left out, all else stays: what a part contributes to an image.
+    Two labels of one (seed, index) differ in discriminative parts only. Parts named in `without`
+    are left out, all else stays: what a part contributes to an image.
     """
     rng = np.random.default_rng((seed, index))
     label = index % len(CLASSES) if label is None else label
     frame, look = _random_frame(rng), creatures.random_look(rng)
     variants = {part: SHARED[part][rng.integers(len(SHARED[part]))] for part in creatures.PARTS}
-    _, deciding, variant = CLASSES[label]
-    variants[deciding] = variant
+    _, discriminative, variant = CLASSES[label]
+    variants[discriminative] = variant
 
     ground = scenery.shadow(scenery.background(rng, SIZE), frame, creatures.FEET)
     canvas = Canvas(ground)
@@ -122,7 +117,7 @@ def render(
     creatures.draw(canvas, frame, look, drawn)
     corners = canvas.boxes([creatures.PARTS.index(part) + 1 for part in drawn])
     boxes = tuple(
-        Box(part, drawn[part], *box, decides=part == deciding)
+        DrawnPart(part, *box, part == discriminative, drawn[part])
         for part, box in zip(drawn, corners, strict=True)
         if box is not None
     )

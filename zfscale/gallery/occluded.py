@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from zfscale.runs.results import Box, Results
+from zfscale.records import Box
+from zfscale.runs.results import Results
 
 Grid = NDArray[np.float64]
 Numbers = Mapping[str, NDArray[np.float64]]
@@ -217,7 +218,7 @@ def _fact(row: dict[str, Any]) -> Occluded:
         feature=row["feature"],
         total=row["total"],
         unit=(row["y"], row["x"]),
-        box=None if y0 is None else (y0, row["x0"], row["y1"], row["x1"]),
+        box=None if y0 is None else Box(y0, row["x0"], row["y1"], row["x1"]),
         occluder=(row["height"], row["width"]),
         stride=(row["stride_y"], row["stride_x"]),
         grid=(row["rows"], row["columns"]),

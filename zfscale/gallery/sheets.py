@@ -20,7 +20,8 @@ from zfscale.gallery import pictures
 from zfscale.gallery.output import File
 from zfscale.gallery.site import Feature, LayerView, Site
 from zfscale.gallery.threads import in_order
-from zfscale.runs.results import Box, cut
+from zfscale.records import Box
+from zfscale.runs.results import crop_patch
 
 Place = tuple[int, int, int, Box | None]
 """Where a patch belongs: index of the layer, index of the feature, rank; and its box."""
@@ -48,7 +49,7 @@ def images_and_patches(site: Site, others: Collection[str]) -> Iterator[File]:
             for at, index, rank, box in places.get(image, ()):
                 layer = site.layers[at]
                 if rank < layer.shown:
-                    patch = cut(pixels, box, site.results.preprocessing.mean_colour)
+                    patch = crop_patch(pixels, box, site.results.preprocessing.mean_colour)
                     spools[at][index, rank] = pictures.fit(patch, layer.tile)
             return _file(site.image(image), pixels)
 

@@ -13,8 +13,8 @@ import pandas as pd
 
 from zfscale.gallery import pictures
 from zfscale.gallery.names import feature_name, slugs
-from zfscale.records import Layer
-from zfscale.runs.results import Box, Results, boxes
+from zfscale.records import Box, Layer
+from zfscale.runs.results import Results, boxes
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def _kinds(network: Network) -> Iterator[tuple[str, str]]:
         operation = node.operation
         if isinstance(operation, ops.Pointwise | ops.Opaque):
             yield node.name, operation.name
-        elif not isinstance(operation, ops.Input | ops.Same):
+        elif not isinstance(operation, ops.Input | ops.Identity):
             yield node.name, _words(type(operation).__name__)
 
 

@@ -22,13 +22,10 @@ from numpy.typing import NDArray
 from zfscale import collection as sources
 from zfscale.collection.decode import decode
 from zfscale.errors import IntegrityError, UsageError, ZfscaleError
-from zfscale.records import ImageRef, Layer, Preprocessing, Status, image_id, published_name
+from zfscale.records import Box, ImageRef, Layer, Preprocessing, Status, image_id, published_name
 from zfscale.runs import record as runs
 from zfscale.runs import tables as stored
 from zfscale.storage import open_storage
-
-Box = tuple[int, int, int, int]
-"""(y0, x0, y1, x1) in pixels of the network's input, half open; may reach outside of it."""
 
 
 class AnalysisResults:
@@ -236,12 +233,12 @@ class Results:
         field is not known, the patch is the whole input.
         """
         rows = self.winners_of(layer, feature)
-        cuts = [
-            cut(self.image(identity), box, self.preprocessing.mean_colour)
+        patches = [
+            crop_patch(self.image(identity), box, self.preprocessing.mean_colour)
             for identity, box in zip(rows["image_id"], boxes(rows), strict=True)
         ]
         height, width = self.layers[layer].field or self.preprocessing.crop
-        return np.stack(cuts) if cuts else np.empty((0, height, width, 3), np.uint8)
+        return np.stack(patches) if patches else np.empty((0, height, width, 3), np.uint8)
 
     def image(self, identity: str) -> NDArray[np.uint8]:
         """An image as the network saw it, resized and cropped: (H, W, 3) uint8 RGB.
@@ -339,10 +336,10 @@ class Results:
 def boxes(winners: pd.DataFrame) -> Iterable[Box | None]:
     """The receptive field of each winner, or None where it is not known."""
     for y0, x0, y1, x1 in winners[["y0", "x0", "y1", "x1"]].itertuples(index=False):
-        yield None if pd.isna(y0) else (int(y0), int(x0), int(y1), int(x1))
+        yield None if pd.isna(y0) else Box(int(y0), int(x0), int(y1), int(x1))
 
 
-def cut(
+def crop_patch(
     pixels: NDArray[np.uint8], box: Box | None, colour: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
     """The box out of an image (H, W, 3), with `colour` where the box reaches outside.

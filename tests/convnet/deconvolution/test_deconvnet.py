@@ -13,7 +13,7 @@ from captum.attr import NeuronDeconvolution
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import oracle
+from convnet import oracle
 
 from zfscale.convnet.deconvolution.deconvnet import Deconvnet
 from zfscale.errors import UnsupportedOperation

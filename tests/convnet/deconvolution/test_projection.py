@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import oracle
+from convnet import oracle
 
-from zfscale.convnet.deconvolution.deconvnet import Deconvnet
-from zfscale.convnet.deconvolution.projection import project
+from zfscale.convnet.deconvolution.deconvnet import Deconvnet, project
 from zfscale.convnet.network import Network
 from zfscale.records import Preprocessing
 

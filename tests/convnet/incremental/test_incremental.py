@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from zfscale import models
 from zfscale.convnet.capture import operations as ops
-from zfscale.convnet.incremental import convolving, occlusion
-from zfscale.convnet.incremental import engine as incremental
-from zfscale.convnet.incremental.engine import Grid, Incremental, Sweep
+from zfscale.convnet.incremental import differences, occlusion
+from zfscale.convnet.incremental import inference as incremental
+from zfscale.convnet.incremental.inference import Grid, Incremental, Sweep
 from zfscale.convnet.network import Network
 from zfscale.errors import UnsupportedOperation
 from zfscale.records import Preprocessing
@@ -269,7 +269,7 @@ def test_random_networks(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Thin layers, as those of these networks are, take both ways.
         patch.setattr(incremental, "LEAST_CHANNELS", data.draw(st.sampled_from([1, 1000])))
-        patch.setattr(convolving, "PORTION", data.draw(st.sampled_from([1, 16 << 20])))
+        patch.setattr(differences, "PORTION", data.draw(st.sampled_from([1, 16 << 20])))
         check_equal(network, grid, value)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from zfscale.convnet.network import Network
 from zfscale.convnet.observing.observe import Observation, observe
-from zfscale.convnet.observing.topk import Identity, Leaders
+from zfscale.convnet.observing.topk import ImageIds, TopK
 from zfscale.records import Columns, Preprocessing
 
 SIDE = 16
@@ -48,20 +48,20 @@ def _pixels(count: int) -> torch.Tensor:
     return pixels
 
 
-def _who(count: int) -> Identity:
-    return Identity.of([f"{number:032x}" for number in range(count)], [0] * count)
+def _who(count: int) -> ImageIds:
+    return ImageIds.of([f"{number:032x}" for number in range(count)], [0] * count)
 
 
-def _observe(network: Network, pixels: torch.Tensor, who: Identity) -> Observation:
-    bar = Leaders(sum(layer.channels for layer in network.layers), K).bar
-    return observe(network, network.layers, pixels, who, bar)
+def _observe(network: Network, pixels: torch.Tensor, who: ImageIds) -> Observation:
+    thresholds = TopK(sum(layer.channels for layer in network.layers), K).thresholds
+    return observe(network, network.layers, pixels, who, thresholds)
 
 
-def _rows(network: Network, pixels: torch.Tensor, who: Identity) -> Columns:
-    leaders = Leaders(sum(layer.channels for layer in network.layers), K)
+def _rows(network: Network, pixels: torch.Tensor, who: ImageIds) -> Columns:
+    top_k = TopK(sum(layer.channels for layer in network.layers), K)
     seen = _observe(network, pixels, who)
-    leaders.add(seen.bar, seen.candidates)
-    return leaders.winners().rows()
+    top_k.add(seen.thresholds, seen.candidates)
+    return top_k.winners().rows()
 
 
 def test_an_image_that_fails_late_leaves_no_trace_early(network: Network) -> None:
@@ -75,7 +75,7 @@ def test_an_image_that_fails_late_leaves_no_trace_early(network: Network) -> Non
     kept = [0, 1, 4, 5]
     alone = torch.zeros_like(pixels)
     alone[:4] = pixels[kept]
-    who = Identity.of([f"{number:032x}" for number in kept], [0] * 4)
+    who = ImageIds.of([f"{number:032x}" for number in kept], [0] * 4)
     expected = _rows(network, alone, who)
     found = _rows(network, pixels, _who(6))
     for column in ("feature", "rank", "score", "low", "y", "x"):

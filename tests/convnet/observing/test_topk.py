@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfscale.convnet.observing.topk import (
-    Identity,
-    Leaders,
+    ImageIds,
+    TopK,
     Winners,
     candidates,
     merge,
     positions,
-    raised,
     row_maxima,
+    update_thresholds,
 )
 
 FEATURES = 3
@@ -80,9 +80,9 @@ def test_merge_is_commutative_associative_idempotent(a, b, c, k) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.lists(st.integers(0, 12), max_size=8))
-def test_leaders_of_many_batches_equal_a_full_sort(seed, k, sizes) -> None:
+def test_top_k_of_many_batches_equal_a_full_sort(seed, k, sizes) -> None:
     rng = np.random.default_rng(seed)
-    leaders = Leaders(FEATURES, k)
+    top_k = TopK(FEATURES, k)
     every = []
     for size in sizes:
         scores = rng.integers(0, 4, (size, FEATURES)).astype(np.float32)  # many ties
@@ -95,19 +95,21 @@ def test_leaders_of_many_batches_equal_a_full_sort(seed, k, sizes) -> None:
             for f in range(FEATURES)
             if np.isfinite(scores[i, f])
         ]
-        bar = raised(leaders.bar, scores)
-        mask = candidates(scores, bar)
+        thresholds = update_thresholds(top_k.thresholds, scores)
+        mask = candidates(scores, thresholds)
         assert not mask[np.isinf(scores)].any()
         row = {int(image): i for i, image in enumerate(images)}
-        leaders.add(bar, _rows([entry for entry in new if mask[row[entry[2]], entry[0]]]))
+        top_k.add(thresholds, _rows([entry for entry in new if mask[row[entry[2]], entry[0]]]))
         every += new
-    assert _table(leaders.winners()) == _full_sort(every, k)
+    assert _table(top_k.winners()) == _full_sort(every, k)
 
 
-def test_images_below_the_bar_are_no_candidates() -> None:
-    bar = raised(np.full((2, 1), -np.inf, np.float32), np.array([[3], [5], [4]], np.float32))
-    assert sorted(bar[:, 0]) == [4, 5]
-    found = candidates(np.array([[3.9], [4], [6]], np.float32), bar)
+def test_images_below_the_thresholds_are_no_candidates() -> None:
+    thresholds = update_thresholds(
+        np.full((2, 1), -np.inf, np.float32), np.array([[3], [5], [4]], np.float32)
+    )
+    assert sorted(thresholds[:, 0]) == [4, 5]
+    found = candidates(np.array([[3.9], [4], [6]], np.float32), thresholds)
     assert found[:, 0].tolist() == [False, True, True]
 
 
@@ -132,8 +134,8 @@ def test_positions_are_the_first_maximum_in_reading_order() -> None:
             assert (y[at], x[at]) == expected
 
 
-def test_identity_splits_an_id_into_two_halves() -> None:
-    who = Identity.of(["00000000000000ff" + "f" * 16, "8" + "0" * 31], [3, None])
+def test_image_ids_split_an_id_into_two_halves() -> None:
+    who = ImageIds.of(["00000000000000ff" + "f" * 16, "8" + "0" * 31], [3, None])
     assert who.high.tolist() == [255, 2**63]
     assert who.low.tolist() == [2**64 - 1, 0]
     assert who.label.tolist() == [3, -1]

@@ -14,20 +14,20 @@ from dataclasses import astuple
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from zfscale.analyses.correspondence.occluders import (
     ITSELF,
     OCCLUDERS,
-    Occluder,
+    CoveredBox,
     Only,
-    drawn,
-    located,
+    random_box,
 )
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, chosen
 from zfscale.analyses.shared.options import Colour, Names, each_once
 from zfscale.analyses.shared.rows import columns
 from zfscale.analysis import FILE, Analysis, Context, Output, Rows, View
+from zfscale.boxes import RANDOM_BOXES
 from zfscale.convnet.correspondence import Distances, changes, distances, words
 from zfscale.convnet.defaults import last_convolution, last_hidden
 from zfscale.convnet.network import Network
@@ -38,8 +38,6 @@ TASK_FORWARDS = 1500
 """Images to forward in one task, occluded ones included, unless a single batch needs more."""
 TASK_BYTES = 256 << 20
 """Signs that one task may hold in memory, unless a single image has more."""
-POOLED = "random"
-"""What the row for the random boxes of all parts calls its part; no part may be called so."""
 
 CORRESPONDENCE = Table(
     name="correspondence",
@@ -67,6 +65,10 @@ SIGNS = (
 """What a task leaves behind for the pairs."""
 
 
+def _as_spelt_now(only: Any) -> Any:
+    return "discriminative" if only == "deciding" else only  # the older spelling
+
+
 class Options(BaseModel, frozen=True, extra="forbid"):
     """Options of `correspondence` in a job file."""
 
@@ -78,9 +80,10 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         "pixels of the stored images; left out, the images' own records say where parts are.",
         json_schema_extra={"format": FILE},
     )
-    only: Annotated[Only, AfterValidator(each_once)] = Field(
+    only: Annotated[Only, BeforeValidator(_as_spelt_now), AfterValidator(each_once)] = Field(
         default=None,
-        description="Names of parts, or `deciding`: those that are marked so; left out, all.",
+        description="Names of parts, or `discriminative`: those that are marked as such; left "
+        "out, all.",
     )
     layers: Names = Field(
         default=None,
@@ -114,52 +117,54 @@ class Correspondence(Analysis[Options]):
         Raises UsageError where a file or a choice of parts was given and none of it can be used.
         """
         images = list(chosen(view, self.options.images))
-        known = view.parts(images, self.options.parts)
-        found = located(images, known, self.options.only, view.network.preprocessing)
-        if not found and self.options.parts is None and self.options.only is None:
+        parts_of = view.parts(images, self.options.parts)
+        with_parts = parts_in_input(images, parts_of, self.options.only, view.network.preprocessing)
+        if not with_parts and self.options.parts is None and self.options.only is None:
             view.warn(
                 f"{self.name} has nothing to compare: none of the {len(images)} chosen images "
                 "says where its parts are; name a table of boxes with "
                 f"analyses.{self.name}.parts"
             )
             return []
-        if not found:
+        if not with_parts:
             choice = self.options.images
             named = choice if isinstance(choice, str) else choice.model_dump()
             raise UsageError(
                 f"analyses.{self.name}: {len(images)} images were chosen by {named}, and "
-                f"{len(known)} of them have boxes of parts, none of which can be used: name a file "
+                f"{len(parts_of)} of them have boxes of parts, none of which can be used: name a file "
                 "of boxes with `parts`, choose other `images` or parts (`only`), or leave "
                 "correspondence out of the job"
             )
-        size = self._task_images(view, max(len(parts) for _, parts in found))
-        return [self.task(*_work(found[at : at + size])) for at in range(0, len(found), size)]
+        size = self._task_images(view, max(len(parts) for _, parts in with_parts))
+        return [
+            self.task(*_work(with_parts[at : at + size])) for at in range(0, len(with_parts), size)
+        ]
 
     def run(self, context: Context, task: Task) -> Output:
         """Cover each part of an image, then random boxes; keep the signs of what changes."""
         layers, crop = self._layers(context.network), context.network.preprocessing.crop
         covered: list[tuple[Any, ...]] = []
-        changed: list[tuple[Any, ...]] = []
+        sign_rows: list[tuple[Any, ...]] = []
         for batch in all_batches(context, task):
-            planned = [self._occluders(image, task, crop) for image in batch.images]
-            boxes = [[occluder.box for occluder in mine] for mine in planned]
-            found, finite = changes(
+            planned = [self._boxes(image, task, crop) for image in batch.images]
+            boxes = [[one.box for one in of_image] for of_image in planned]
+            changed, finite = changes(
                 context.network, layers, batch.pixels, boxes, self.options.value
             )
             for row, image in enumerate(batch.images):
                 if not finite[row]:
                     context.quarantine(image, Reason.NON_FINITE)
                     continue
-                for occluder, by_layer in zip(planned[row], found[row], strict=True):
-                    covered.append(occluder.row(image, crop))
+                for box, by_layer in zip(planned[row], changed[row], strict=True):
+                    covered.append(box.row(image, crop))
                     for layer, bits in zip(layers, by_layer, strict=True):
-                        name = (layer.name, occluder.part, occluder.draw)
-                        changed.append((*name, bits.tobytes()))
-        changed.sort(key=lambda row: row[:3])  # as `publish` reads them; images keep their order
+                        name = (layer.name, box.part, box.draw)
+                        sign_rows.append((*name, bits.tobytes()))
+        sign_rows.sort(key=lambda row: row[:3])  # as `publish` reads them; images keep their order
         return Output(
             {
                 "occluders": columns(OCCLUDERS.columns, covered),
-                "signs": columns(SIGNS, changed),
+                "signs": columns(SIGNS, sign_rows),
             }
         )
 
@@ -185,7 +190,9 @@ class Correspondence(Analysis[Options]):
                 pooled += random
                 summary.append(_row(layer, part, False, len(images[part]), itself))
                 summary.append(_row(layer, part, True, len(images[part]), random))
-            summary.append(_row(layer, POOLED, True, len(set().union(*images.values())), pooled))
+            summary.append(
+                _row(layer, RANDOM_BOXES, True, len(set().union(*images.values())), pooled)
+            )
         yield CORRESPONDENCE, columns(CORRESPONDENCE.columns, summary)
 
     def _layers(self, network: Network) -> tuple[Layer, ...]:
@@ -204,24 +211,27 @@ class Correspondence(Analysis[Options]):
 
     def _task_images(self, view: View, parts: int) -> int:
         """Whole batches of images, or a part of one where many signs would be held."""
-        occluders = parts * (1 + self.options.draws)
+        boxes = parts * (1 + self.options.draws)
         layers = self._layers(view.network)
-        held = occluders * sum(16 * words(_components(layer)) for layer in layers)
-        batches = max(1, TASK_FORWARDS // (view.batch * (1 + occluders)))
+        held = boxes * sum(16 * words(_components(layer)) for layer in layers)
+        batches = max(1, TASK_FORWARDS // (view.batch * (1 + boxes)))
         return min(view.batch * batches, max(1, TASK_BYTES // held))
 
-    def _occluders(self, image: Image, task: Task, crop: tuple[int, int]) -> list[Occluder]:
+    def _boxes(self, image: Image, task: Task, crop: tuple[int, int]) -> list[CoveredBox]:
         """The boxes to cover in an image: each of its parts, and its random boxes after it."""
-        found = []
+        boxes = []
         for fields in task.payload["parts"][image.index]:
-            part = Occluder(*fields)
+            part = CoveredBox(*fields)
             draws = range(self.options.draws)
-            found += [part, *(drawn(part, image.id, at, self.options.seed, crop) for at in draws)]
-        return found
+            boxes += [
+                part,
+                *(random_box(part, image.id, at, self.options.seed, crop) for at in draws),
+            ]
+        return boxes
 
 
 def _work(
-    found: Sequence[tuple[Image, Sequence[Occluder]]],
+    found: Sequence[tuple[Image, Sequence[CoveredBox]]],
 ) -> tuple[ImageList, dict[str, Any]]:
     """What a task reads, and the boxes of parts in these images."""
     images = ImageList(tuple(image for image, _ in found))

@@ -10,24 +10,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zfscale.boxes import Box, PartBox, in_input
+from zfscale.boxes import PartBox, in_input
 from zfscale.errors import UsageError
-from zfscale.records import Column, Image, Preprocessing, Table
+from zfscale.records import Box, Column, Image, Preprocessing, Table
 
 ITSELF = -1
 """The draw that stands for the part itself; null in the published table."""
-Only = tuple[str, ...] | Literal["deciding"] | None
-"""Which parts: those of some names, those that decide the class, or all."""
+Only = tuple[str, ...] | Literal["discriminative"] | None
+"""Which parts: those of some names, those that are marked as discriminative, or all."""
 
 OCCLUDERS = Table(
     name="correspondence_images",
-    version=1,
+    version=2,
     columns=(
         Column("image_id", "string", "content hash of the image"),
         Column("key", "string", "name of the image in its collection"),
         Column("label", "int64", "true class", True),
         Column("part", "string", "name of the part"),
-        Column("decides", "bool", "whether the class is known to rest on this part"),
+        Column("discriminative", "bool", "whether the class is known to rest on this part"),
         Column("draw", "int64", "number of the random box; null: the part itself", True),
         Column("y0", "int64", "top of the occluder in pixels of the network's input"),
         Column("x0", "int64", "left of the occluder"),
@@ -37,18 +37,18 @@ OCCLUDERS = Table(
     ),
     key=("image_id", "part", "draw"),
     identity=(
-        *("image_id", "label", "part", "decides", "draw"),
+        *("image_id", "label", "part", "discriminative", "draw"),
         *("y0", "x0", "y1", "x1", "area"),
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Occluder:
-    """A box of an image to cover: that of a part (`draw` is ITSELF), or a random one."""
+class CoveredBox:
+    """A box of an image that is covered: that of a part (`draw` is ITSELF), or a random one."""
 
     part: str
-    decides: bool
+    discriminative: bool
     draw: int
     y0: int
     x0: int
@@ -57,8 +57,8 @@ class Occluder:
 
     @property
     def box(self) -> Box:
-        """What to cover, in pixels of the network's input."""
-        return (self.y0, self.x0, self.y1, self.x1)
+        """Where it lies, in pixels of the network's input."""
+        return Box(self.y0, self.x0, self.y1, self.x1)
 
     def row(self, image: Image, crop: tuple[int, int]) -> tuple[Any, ...]:
         """A row of `correspondence_images`; `crop` is (height, width) of the input."""
@@ -66,57 +66,57 @@ class Occluder:
         return (image.id, image.key, image.label, *astuple(self), area)
 
 
-def located(
+def parts_in_input(
     images: Sequence[Image],
-    known: Mapping[str, Sequence[PartBox]],
+    parts_of: Mapping[str, Sequence[PartBox]],
     only: Only,
     preprocessing: Preprocessing,
-) -> list[tuple[Image, list[Occluder]]]:
+) -> list[tuple[Image, list[CoveredBox]]]:
     """The images that show parts, with their boxes in pixels of the network's input.
 
-    `known` maps image ids to boxes in pixels of the stored image; what is cropped away is left
+    `parts_of` maps image ids to boxes in pixels of the stored image; what is cropped away is left
     out. Raises UsageError where `only` names a part that no image has.
     """
-    names = {part.part for parts in known.values() for part in parts}
+    names = {part.part for parts in parts_of.values() for part in parts}
     missing = [name for name in only if name not in names] if isinstance(only, tuple) else []
     if missing and names:
         raise UsageError(
             f"analyses.correspondence.only: {missing[0]!r}: no chosen image has such a part; they "
             f"have {', '.join(sorted(names))}"
         )
-    found = []
+    with_parts = []
     for image in images:
-        parts = [part for part in known.get(image.id, ()) if _is_wanted(part, only)]
+        parts = [part for part in parts_of.get(image.id, ()) if _is_wanted(part, only)]
         placed = [
             (part, in_input(part, image.width, image.height, preprocessing)) for part in parts
         ]
         boxes = [
-            Occluder(part.part, part.decides, ITSELF, *box)
+            CoveredBox(part.part, part.discriminative, ITSELF, *box)
             for part, box in placed
             if box is not None
         ]
         if boxes:
-            found.append((image, boxes))
-    return found
+            with_parts.append((image, boxes))
+    return with_parts
 
 
 def _is_wanted(part: PartBox, only: Only) -> bool:
-    if only == "deciding":
-        return part.decides
+    if only == "discriminative":
+        return part.discriminative
     return only is None or part.part in only
 
 
-def drawn(
-    occluder: Occluder, image_id: str, draw: int, seed: int, crop: tuple[int, int]
-) -> Occluder:
+def random_box(
+    box: CoveredBox, image_id: str, draw: int, seed: int, crop: tuple[int, int]
+) -> CoveredBox:
     """A box of the same size anywhere in the input (height and width `crop`), uniformly.
 
     The same for one seed, image, part and draw, whatever else is drawn.
     """
-    text = json.dumps([seed, image_id, occluder.part, draw])
+    text = json.dumps([seed, image_id, box.part, draw])
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     random = np.random.default_rng(int.from_bytes(digest, "big"))
-    height, width = occluder.y1 - occluder.y0, occluder.x1 - occluder.x0
+    height, width = box.y1 - box.y0, box.x1 - box.x0
     y = int(random.integers(0, crop[0] - height + 1))
     x = int(random.integers(0, crop[1] - width + 1))
-    return Occluder(occluder.part, occluder.decides, draw, y, x, y + height, x + width)
+    return CoveredBox(box.part, box.discriminative, draw, y, x, y + height, x + width)

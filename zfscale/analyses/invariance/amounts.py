@@ -34,9 +34,9 @@ class Steps(BaseModel, frozen=True, extra="forbid"):
         return {"from": self.start, "to": self.stop, "step": self.step}
 
 
-def _form(given: Any) -> str | None:
+def _form(amounts: Any) -> str | None:
     """Which form is meant, so that an error is about that one."""
-    match given:
+    match amounts:
         case dict() | Steps():
             return "steps"
         case list() | tuple():

@@ -36,7 +36,7 @@ INVARIANCE = Table(
         Column("image_id", "string", "content hash of the image"),
         Column("key", "string", "name of the image in its collection"),
         Column("label", "int64", "true class", True),
-        Column("target", "int64", "class whose probability is followed", True),
+        Column("target", "int64", "class whose probability is reported", True),
         Column("transform", "string", "vertical, horizontal, scale or rotation"),
         Column("amount", "float64", "pixels down or right, factor, or degrees anticlockwise"),
         Column("layer", "string", "name of the layer"),
@@ -124,10 +124,10 @@ class Invariance(Analysis[Options]):
         parts = [_rows([], layers, steps, Responses.none(len(steps), len(layers)))]
         for batch in all_batches(context, task):
             labels = [-1 if image.label is None else image.label for image in batch.images]
-            found = respond(network, layers, batch.pixels, np.array(labels, np.int64), steps)
-            for index in np.flatnonzero(~found.finite):
+            responses = respond(network, layers, batch.pixels, np.array(labels, np.int64), steps)
+            for index in np.flatnonzero(~responses.finite):
                 context.quarantine(batch.images[index], Reason.NON_FINITE)
-            parts.append(_rows(batch.images, layers, steps, found))
+            parts.append(_rows(batch.images, layers, steps, responses))
         stacked = {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
         return Output({"invariance": stacked})
 
@@ -159,10 +159,10 @@ class Invariance(Analysis[Options]):
         sides = dict(zip(("vertical", "horizontal"), network.preprocessing.crop, strict=True))
         steps = []
         for name, transform in TRANSFORMS.items():
-            given = getattr(self.options, name)
-            if not given:
+            option = getattr(self.options, name)
+            if not option:
                 continue
-            amounts = _amounts.spread(sides[name]) if given == "auto" else _amounts.listed(given)
+            amounts = _amounts.spread(sides[name]) if option == "auto" else _amounts.listed(option)
             farthest = max(amounts, key=abs)
             if name in sides and abs(farthest) >= sides[name]:
                 raise UsageError(
@@ -174,10 +174,10 @@ class Invariance(Analysis[Options]):
 
 
 def _rows(
-    images: Sequence[Image], layers: Sequence[Layer], steps: Sequence[Step], found: Responses
+    images: Sequence[Image], layers: Sequence[Layer], steps: Sequence[Step], responses: Responses
 ) -> Columns:
     """Rows of the table for the images that are finite."""
-    finite = np.flatnonzero(found.finite)
+    finite = np.flatnonzero(responses.finite)
     shape = (len(finite), len(steps), len(layers))
     at, step, layer = (index.ravel() for index in np.indices(shape))
     image = finite[at]
@@ -186,8 +186,8 @@ def _rows(
         return np.array(values, dtype=object)
 
     label = np.array([-1 if each.label is None else each.label for each in images], np.int64)
-    target, norm = found.target[image], found.norm[image, layer]
-    distance, unknown = found.distance[image, step, layer], target < 0
+    target, norm = responses.target[image], responses.norm[image, layer]
+    distance, unknown = responses.distance[image, step, layer], target < 0
     return {
         "image_id": texts([each.id for each in images])[image],
         "key": texts([each.key for each in images])[image],
@@ -198,6 +198,6 @@ def _rows(
         "layer": texts([each.name for each in layers])[layer],
         "distance": distance,
         "normalised": np.ma.masked_array(distance / np.where(norm, norm, 1), norm == 0),
-        "probability": np.ma.masked_array(found.probability[image, step], unknown),
-        "predicted": np.ma.masked_array(found.predicted[image, step], unknown),
+        "probability": np.ma.masked_array(responses.probability[image, step], unknown),
+        "predicted": np.ma.masked_array(responses.predicted[image, step], unknown),
     }

@@ -20,23 +20,29 @@ from zfscale.analyses.occlusion.tables import (
     IMAGES,
     POSITIONS,
     PROJECTIONS,
-    box,
-    followed,
-    further,
+    baseline_fields,
+    drop_images,
+    extra_features,
     incomplete,
-    less,
     positions,
-    untouched,
+    receptive_field,
+    target_class,
 )
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, groups
 from zfscale.analyses.shared.options import Colour
 from zfscale.analyses.shared.rows import columns, stack
 from zfscale.analysis import Analysis, Context, Output, View
-from zfscale.convnet.deconvolution.deconvnet import Deconvnet
-from zfscale.convnet.deconvolution.projection import project
+from zfscale.convnet.deconvolution.deconvnet import Deconvnet, project
 from zfscale.convnet.defaults import last_convolution
-from zfscale.convnet.incremental.engine import Grid
-from zfscale.convnet.incremental.occlusion import Occluder, Untouched, colour, grid, occluder, sense
+from zfscale.convnet.incremental.inference import Grid
+from zfscale.convnet.incremental.occlusion import (
+    Baseline,
+    Occluder,
+    colour,
+    grid,
+    make_occluder,
+    occlusion_sensitivity,
+)
 from zfscale.convnet.network import Network
 from zfscale.errors import UnsupportedOperation, UsageError
 from zfscale.records import Columns, Image, Layer, Reason, Table, Task
@@ -146,7 +152,9 @@ class Occlusion(Analysis[Options]):
                 f"whole input of {crop[0]} x {crop[1]}; take a smaller one"
             )
         places = self._grid(view.network)
-        _, why = occluder(view.network, layer, places, torch.zeros(3), self.options.classify, 1)
+        _, why = make_occluder(
+            view.network, layer, places, torch.zeros(3), self.options.classify, 1
+        )
         if why is not None:
             view.warn(f"{self.name} runs the whole network on every occluded image: {why}")
             return  # what is in the way above is most often in the way below too
@@ -180,11 +188,11 @@ class Occlusion(Analysis[Options]):
         for batch in all_batches(context, task):
             normalised = context.network.normalise(batch.pixels)
             for number, image in enumerate(batch.images):
-                found = self._one(context.network, image, normalised[number : number + 1], rows)
-                if found is None:
+                tables = self._one(context.network, image, normalised[number : number + 1], rows)
+                if tables is None:
                     context.quarantine(image, Reason.NON_FINITE)
                     continue
-                for table, parts in found.items():
+                for table, parts in tables.items():
                     kept[table].extend(parts)
         return Output({NAMES[table]: stack(table.columns, parts) for table, parts in kept.items()})
 
@@ -196,51 +204,57 @@ class Occlusion(Analysis[Options]):
             # Each part of an image says what the whole is like: one of them is enough.
             for task in tasks:
                 if table not in ONCE or task.payload["rows"][0] == 0:
-                    yield table, less(done[task.id](NAMES[table]), lost)
+                    yield table, drop_images(done[task.id](NAMES[table]), lost)
 
     def _one(
         self, network: Network, image: Image, normalised: torch.Tensor, rows: tuple[int, int]
     ) -> dict[Table, Sequence[Columns]] | None:
         """Rows of all tables for one image; None if what the network gives is not finite."""
         ready = self._ready(network)
-        before = ready.occluder.look(normalised)
-        if not before.finite:
+        baseline = ready.occluder.set_image(normalised)
+        if not baseline.finite:
             return None
-        target = followed(image, before)
-        watched = self.options.features
-        features = (before.strongest[0], *watched)
-        found = sense(ready.occluder, features, target or 0, rows)
-        if not found.finite:
+        target = target_class(image, baseline)
+        extra = self.options.features
+        features = (baseline.strongest[0], *extra)
+        sensitivity = occlusion_sensitivity(ready.occluder, features, target or 0, rows)
+        if not sensitivity.finite:
             return None
-        totals = dict(zip(watched, before.totals(watched), strict=True))
+        totals = dict(zip(extra, baseline.totals(extra), strict=True))
         places = ready.occluder.places
-        facts = self._facts(network, image, before, target)
-        given: dict[Table, Sequence[Columns]] = {
-            POSITIONS: [positions(image, places, rows, found)],
-            IMAGES: [columns(IMAGES.columns, [facts])],
-            FEATURES: further(image, places, rows, found, totals),
+        image_row = self._image_row(network, image, baseline, target)
+        tables: dict[Table, Sequence[Columns]] = {
+            POSITIONS: [positions(image, places, rows, sensitivity)],
+            IMAGES: [columns(IMAGES.columns, [image_row])],
+            FEATURES: extra_features(image, places, rows, sensitivity, totals),
         }
         if ready.deconvnet is not None and rows[0] == 0:
-            unit, activation = before.strongest, float(before.maps[before.strongest])
-            seen = project(network, ready.deconvnet, normalised, unit, activation)
-            named = (image.id, image.key, self._layer(network).name, unit[0], seen.y0, seen.x0)
-            row = (*named, *seen.pixels.shape[:2], seen.pixels.ravel())
-            given[PROJECTIONS] = [columns(PROJECTIONS.columns, [row])]
-        return given
+            unit, activation = baseline.strongest, float(baseline.maps[baseline.strongest])
+            projection = project(network, ready.deconvnet, normalised, unit, activation)
+            layer, pixels = self._layer(network), projection.pixels
+            unit_of_image = (image.id, image.key, layer.name, unit[0])
+            row = (*unit_of_image, *projection[:2], *pixels.shape[:2], pixels.ravel())
+            tables[PROJECTIONS] = [columns(PROJECTIONS.columns, [row])]
+        return tables
 
-    def _facts(
-        self, network: Network, image: Image, before: Untouched, target: int | None
+    def _image_row(
+        self, network: Network, image: Image, baseline: Baseline, target: int | None
     ) -> list[Any]:
         """A row of `occlusion_images`."""
         layer, crop = self._layer(network), network.preprocessing.crop
-        moving = self._ready(network).occluder
-        known = untouched(before, target) | box(network, layer, before) | {"layer": layer.name}
-        known |= {"image_id": image.id, "key": image.key, "label": image.label}
-        known |= dict(zip(("height", "width"), self._size(crop), strict=True))
-        known |= dict(zip(("stride_y", "stride_x"), self._stride(crop), strict=True))
-        known |= {"rows": len(moving.places.rows), "columns": len(moving.places.columns)}
-        known |= {"method": moving.method}
-        return [known[column.name] for column in IMAGES.columns]
+        occluder = self._ready(network).occluder
+        fields = baseline_fields(baseline, target) | receptive_field(network, layer, baseline)
+        fields |= {
+            "layer": layer.name,
+            "image_id": image.id,
+            "key": image.key,
+            "label": image.label,
+        }
+        fields |= dict(zip(("height", "width"), self._size(crop), strict=True))
+        fields |= dict(zip(("stride_y", "stride_x"), self._stride(crop), strict=True))
+        fields |= {"rows": len(occluder.places.rows), "columns": len(occluder.places.columns)}
+        fields |= {"method": occluder.method}
+        return [fields[column.name] for column in IMAGES.columns]
 
     def _ready(self, network: Network) -> _Ready:
         """What is made once for a network: it lays out all weights anew."""
@@ -249,8 +263,8 @@ class Occlusion(Analysis[Options]):
             value = colour(network, options.value)
             layer, places = self._layer(network), self._grid(network)
             memory = options.memory << 20
-            moving, _ = occluder(network, layer, places, value, options.classify, memory)
-            self._made = _Ready(network, moving, _deconvnet(network, layer)[0])
+            occluder, _ = make_occluder(network, layer, places, value, options.classify, memory)
+            self._made = _Ready(network, occluder, _deconvnet(network, layer)[0])
         return self._made
 
     def _layer(self, network: Network) -> Layer:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zfscale.convnet.incremental.engine import Grid
-from zfscale.convnet.incremental.occlusion import Sensitivity, Untouched
+from zfscale.convnet.incremental.inference import Grid
+from zfscale.convnet.incremental.occlusion import Baseline, Sensitivity
 from zfscale.convnet.network import Network
 from zfscale.records import Column, Columns, Image, Layer, Table
 
@@ -56,7 +56,7 @@ IMAGES = Table(
     columns=(
         *_IMAGE,
         Column("label", "int64", "true class", True),
-        Column("target", "int64", "class whose probability is followed", True),
+        Column("target", "int64", "class whose probability is reported", True),
         Column("predicted", "int64", "most probable class without an occluder", True),
         Column("probability", "float32", "of the target, without an occluder (softmax)", True),
         Column("layer", "string", "layer that is watched"),
@@ -106,26 +106,28 @@ PROJECTIONS = Table(
 
 
 def positions(
-    image: Image, places: Grid, rows: tuple[int, int], found: Sensitivity
+    image: Image, places: Grid, rows: tuple[int, int], sensitivity: Sensitivity
 ) -> dict[str, NDArray[Any]]:
     """Rows of `occlusion` for some rows of the grid."""
     columns = _places(image, places, rows)
     count = len(columns["y"])
-    unknown = np.ma.masked_all(count, np.int64)
-    chance = unknown.astype(np.float32) if found.probability is None else found.probability.ravel()
-    predicted = unknown if found.predicted is None else found.predicted.ravel()
+    probability = np.ma.masked_all(count, np.float32)
+    predicted = np.ma.masked_all(count, np.int64)
+    if sensitivity.probability is not None and sensitivity.predicted is not None:
+        probability = np.ma.masked_array(sensitivity.probability.ravel())
+        predicted = np.ma.masked_array(sensitivity.predicted.ravel())
     return columns | {
-        "activation": found.activation[:, :, 0].ravel(),
-        "probability": np.ma.masked_array(chance),
-        "predicted": np.ma.masked_array(predicted),
+        "activation": sensitivity.activation[:, :, 0].ravel(),
+        "probability": probability,
+        "predicted": predicted,
     }
 
 
-def further(
+def extra_features(
     image: Image,
     places: Grid,
     rows: tuple[int, int],
-    found: Sensitivity,
+    sensitivity: Sensitivity,
     features: Mapping[int, float],
 ) -> list[dict[str, NDArray[Any]]]:
     """Rows of `occlusion_features`, by feature: `features` maps each to its total unoccluded."""
@@ -135,55 +137,55 @@ def further(
         columns
         | {
             "feature": np.full(count, feature),
-            "activation": found.activation[:, :, number].ravel(),
+            "activation": sensitivity.activation[:, :, number].ravel(),
             "unoccluded": np.full(count, total),
         }
         for number, (feature, total) in enumerate(features.items(), start=1)
     ]
 
 
-def followed(image: Image, before: Untouched) -> int | None:
+def target_class(image: Image, baseline: Baseline) -> int | None:
     """The true class, or the predicted one where none is known; None without logits."""
-    if before.logits is None:
+    if baseline.logits is None:
         return None
-    if image.label is not None and 0 <= image.label < len(before.logits):
+    if image.label is not None and 0 <= image.label < len(baseline.logits):
         return image.label
-    return int(before.logits.argmax())
+    return int(baseline.logits.argmax())
 
 
-def untouched(before: Untouched, target: int | None) -> dict[str, Any]:
+def baseline_fields(baseline: Baseline, target: int | None) -> dict[str, Any]:
     """What a row of `occlusion_images` says of the image without an occluder."""
-    feature, y, x = before.strongest
-    known = {"feature": feature, "y": y, "x": x, "total": float(before.totals([feature])[0])}
-    if before.logits is None or target is None:
-        return known | {"target": None, "predicted": None, "probability": None}
-    chances = before.logits.double().softmax(0)
-    seen = {"predicted": int(before.logits.argmax()), "probability": float(chances[target])}
-    return known | seen | {"target": target}
+    feature, y, x = baseline.strongest
+    fields = {"feature": feature, "y": y, "x": x, "total": float(baseline.totals([feature])[0])}
+    if baseline.logits is None or target is None:
+        return fields | {"target": None, "predicted": None, "probability": None}
+    chances = baseline.logits.double().softmax(0)
+    prediction = {"predicted": int(baseline.logits.argmax()), "probability": float(chances[target])}
+    return fields | prediction | {"target": target}
 
 
-def box(network: Network, layer: Layer, before: Untouched) -> dict[str, int | None]:
+def receptive_field(network: Network, layer: Layer, baseline: Baseline) -> dict[str, int | None]:
     """The receptive field of the strongest unit, where it is known."""
     if layer.field is None:
         return dict.fromkeys(("y0", "x0", "y1", "x1"))
     window = network.window(layer)
-    top, left = window.origin(*before.strongest[1:])
+    top, left = window.origin(*baseline.strongest[1:])
     return {"y0": top, "x0": left, "y1": top + window.size[0], "x1": left + window.size[1]}
 
 
 def incomplete(parts: Iterable[tuple[int, Columns]]) -> set[str]:
     """Images that gave NaN or Inf in some ranges of positions, but not in all."""
-    seen: dict[int, set[str]] = {}
+    finite: dict[int, set[str]] = {}  # ids by range
     for first, rows in parts:
-        seen.setdefault(first, set()).update(rows["image_id"].tolist())
-    if len(seen) < 2:
+        finite.setdefault(first, set()).update(rows["image_id"].tolist())
+    if len(finite) < 2:
         return set()
-    everywhere = set.intersection(*seen.values())
-    return set().union(*seen.values()) - everywhere
+    everywhere = set.intersection(*finite.values())
+    return set().union(*finite.values()) - everywhere
 
 
-def less(rows: Columns, images: set[str]) -> Columns:
-    """Rows without those of some images."""
+def drop_images(rows: Columns, images: set[str]) -> Columns:
+    """The rows of all images but some."""
     if not images:
         return rows
     kept = np.array([id_ not in images for id_ in rows["image_id"].tolist()], bool)

@@ -22,8 +22,8 @@ from zfscale.analyses.shared.options import Names
 from zfscale.analysis import Analysis, Context, Output, View
 from zfscale.convnet.network import Network
 from zfscale.convnet.observing.observe import observe
-from zfscale.convnet.observing.statistics import Tally
-from zfscale.convnet.observing.topk import Identity, Leaders, Winners, merge
+from zfscale.convnet.observing.statistics import FeatureStatistics
+from zfscale.convnet.observing.topk import ImageIds, TopK, Winners, merge
 from zfscale.records import (
     Columns,
     ImageRange,
@@ -88,22 +88,26 @@ class Scan(Analysis[Options]):
         """
         layers = context.network.choose(self.options.layers)
         features = sum(layer.channels for layer in layers)
-        leaders, tally = Leaders(features, self.options.top_k), Tally(features)
+        top_k, statistics = TopK(features, self.options.top_k), FeatureStatistics(features)
         predictions = [no_predictions()]
         for batch in context.batches():
-            who = Identity.of(
+            image_ids = ImageIds.of(
                 [image.id for image in batch.images], [image.label for image in batch.images]
             )
-            seen = observe(context.network, layers, batch.pixels, who, leaders.bar)
-            for index in np.flatnonzero(~seen.finite):
+            observation = observe(
+                context.network, layers, batch.pixels, image_ids, top_k.thresholds
+            )
+            for index in np.flatnonzero(~observation.finite):
                 context.quarantine(batch.images[index], Reason.NON_FINITE)
-            leaders.add(seen.bar, seen.candidates)
-            tally.add(seen.scores[seen.finite], who.label[seen.finite])
-            predictions.append(predict(batch, who, seen))
+            top_k.add(observation.thresholds, observation.candidates)
+            statistics.add(
+                observation.scores[observation.finite], image_ids.label[observation.finite]
+            )
+            predictions.append(predict(batch, image_ids, observation))
         return Output(
             {
-                "winners": leaders.winners().rows(),
-                "sums": tally.rows(),
+                "winners": top_k.winners().rows(),
+                "sums": statistics.rows(),
                 "predictions": _stack(predictions),
             }
         )
@@ -112,11 +116,11 @@ class Scan(Analysis[Options]):
         """Merge the tasks: features and winners layer by layer, and the images as they ended."""
         layers = view.network.choose(self.options.layers)
         features = sum(layer.channels for layer in layers)
-        tally, best = Tally(features), Winners.empty(features)
+        statistics, best = FeatureStatistics(features), Winners.empty(features)
         done = view.done
         for task in tasks:
             read = done[task.id]
-            tally.merge(read("sums"))
+            statistics.merge(read("sums"))
             best = merge([best, Winners.of(features, read("winners"))], self.options.top_k)
         ids = set(_ids(best.rows()))
         keys: dict[str, str] = {}
@@ -128,7 +132,7 @@ class Scan(Analysis[Options]):
                 named = zip(rows["id"], rows["key"], rows["status"], strict=True)
                 keys |= {i: key for i, key, status in named if status == Status.OK and i in ids}
                 yield IMAGES, rows
-        summary, start = tally.summary(), 0
+        summary, start = statistics.summary(), 0
         for layer in layers:
             stop = start + layer.channels
             columns = {name: values[start:stop] for name, values in summary.items()}

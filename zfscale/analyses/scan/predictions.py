@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from zfscale.analysis import Batch
 from zfscale.convnet.observing.observe import Observation
-from zfscale.convnet.observing.topk import Identity
+from zfscale.convnet.observing.topk import ImageIds
 from zfscale.records import Columns
 
 
@@ -23,26 +23,31 @@ def no_predictions() -> dict[str, NDArray[Any]]:
     }
 
 
-def predict(batch: Batch, who: Identity, seen: Observation) -> dict[str, NDArray[Any]]:
-    """Most probable class, its probability, and how many classes beat the true one."""
-    good = seen.finite
+def predict(batch: Batch, image_ids: ImageIds, observation: Observation) -> dict[str, NDArray[Any]]:
+    """Most probable class, its probability, and how many classes come before the true one.
+
+    Of equally probable classes the one with the smaller index comes first, as with argmax.
+    """
+    good = observation.finite
     index = np.array([image.index for image in batch.images], np.int64)[good]
-    if seen.logits is None:
+    if observation.logits is None:
         none = no_predictions()
         unknown = {name: np.ma.masked_all(len(index), none[name].dtype) for name in none}
         return unknown | {"index": index}
-    logits, label = seen.logits[good], who.label[good]
+    logits, label = observation.logits[good], image_ids.label[good]
     predicted = logits.argmax(1)
     weights = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
     probability = (1 / weights.sum(1)).astype(np.float32)
-    known = (label >= 0) & (label < logits.shape[1])
-    true = logits[np.arange(len(label)), np.where(known, label, 0)]
-    rank = (logits > true[:, None]).sum(1)
+    has_class = (label >= 0) & (label < logits.shape[1])
+    true_class = np.where(has_class, label, 0)[:, None]
+    true_logit = np.take_along_axis(logits, true_class, axis=1)
+    earlier = np.arange(logits.shape[1]) < true_class
+    rank = ((logits > true_logit) | ((logits == true_logit) & earlier)).sum(1)
     return {
         "index": index,
         "predicted": np.ma.masked_array(predicted),
         "probability": np.ma.masked_array(probability),
-        "true_class_rank": np.ma.masked_array(rank, ~known),
+        "true_class_rank": np.ma.masked_array(rank, ~has_class),
     }
 
 

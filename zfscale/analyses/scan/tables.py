@@ -20,7 +20,7 @@ IMAGES = Table(
         Column("height", "int64", "height as stored, in pixels", True),
         Column("predicted", "int64", "most probable class", True),
         Column("probability", "float32", "its probability (softmax)", True),
-        Column("true_class_rank", "int64", "classes ranked before the true one", True),
+        Column("true_class_rank", "int64", "classes that come before the true one", True),
         Column("status", "string", "ok, quarantined or duplicate"),
         Column("reason", "string", "why it was quarantined", True),
     ),

@@ -47,9 +47,9 @@ FORMS = (
 )
 
 
-def _form(given: Any) -> str | None:
+def _form(choice: Any) -> str | None:
     """Which form is meant, so that an error is about that one."""
-    match given:
+    match choice:
         case Sample() | {"sample": _}:
             return "sample"
         case Keys() | {"keys": _}:
@@ -110,16 +110,16 @@ def chosen(view: View, choice: Choice) -> Iterable[Image]:
 
 
 def all_batches(context: Context, task: Task) -> Iterator[Batch]:
-    """The batches of a task. Raises IntegrityError at their end if a chosen image did not come.
+    """The batches of a task. Raises IntegrityError at their end if a chosen image is missing.
 
-    The scan has accepted it, so it is no bad input: it is gone or has changed since then.
+    The scan has accepted every chosen image, so one that cannot be read is gone or was changed.
     """
-    seen: set[str] = set()
+    read: set[str] = set()
     for batch in context.batches():
-        seen.update(image.id for image in batch.images)
+        read.update(image.id for image in batch.images)
         yield batch
     if isinstance(task.images, ImageList):
-        missing = [image for image in task.images.images if image.id not in seen]
+        missing = [image for image in task.images.images if image.id not in read]
         if missing:
             others = f" and {len(missing) - 1} other images" if len(missing) > 1 else ""
             raise IntegrityError(

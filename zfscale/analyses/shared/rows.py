@@ -22,8 +22,8 @@ def columns(description: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Col
     """Rows, one value a column, as columns; None becomes a masked number."""
     values = list(zip(*rows, strict=True)) or [()] * len(description)
     return {
-        column.name: _column(column, given)
-        for column, given in zip(description, values, strict=True)
+        column.name: _column(column, cells)
+        for column, cells in zip(description, values, strict=True)
     }
 
 
@@ -37,10 +37,10 @@ def stack(description: Sequence[Column], parts: Sequence[Columns]) -> Columns:
 def _column(column: Column, values: Sequence[Any]) -> NDArray[Any]:
     kind = _NUMBERS.get(column.type)
     if kind is None:
-        found = np.empty(len(values), object)
+        array = np.empty(len(values), object)
         for at, value in enumerate(values):  # numpy would take lists of one length for a matrix
-            found[at] = value
-        return found
+            array[at] = value
+        return array
     if column.nullable:
         missing = [value is None for value in values]
         filled = [0 if value is None else value for value in values]

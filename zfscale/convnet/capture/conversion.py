@@ -131,7 +131,7 @@ def _adaptive_average_pool(input: Tensor, output_size: Any) -> ops.Operation:  #
     wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
     out = [have if want is None else want for have, want in zip(size, wanted, strict=True)]
     if list(size) == out:
-        return ops.Same()
+        return ops.Identity()
     rows, columns = (
         ops.adaptive_averages(have, want).to(input) for have, want in zip(size, out, strict=True)
     )
@@ -168,7 +168,7 @@ def _dropout(
     inplace: bool = False,
 ) -> ops.Operation:
     del input, p, inplace
-    return ops.Opaque("dropout in training mode") if training else ops.Same()
+    return ops.Opaque("dropout in training mode") if training else ops.Identity()
 
 
 def _add(
@@ -194,7 +194,7 @@ def _reshape(input: Tensor, *shape: Any) -> ops.Operation:  # noqa: A002
         return ops.Opaque("view as another type")
     out = input.reshape(*shape)
     if out.shape == input.shape:
-        return ops.Same()
+        return ops.Identity()
     return ops.Flatten() if out.shape == input.flatten(1).shape else ops.Opaque("reshape")
 
 
@@ -213,7 +213,7 @@ def _conv_module(m: Any, x: Tensor) -> ops.Operation:
 
 
 _rectify = _always(ops.Rectification())
-_same = _always(ops.Same())
+_identity = _always(ops.Identity())
 _normalise = _always(ops.Normalisation())
 
 _MODULES: dict[type[nn.Module], Callable[[Any, Tensor], ops.Operation]] = {
@@ -233,7 +233,7 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Tensor], ops.Operation]] = {
     nn.CrossMapLRN2d: _normalise,
     nn.Linear: lambda m, x: _linear(x, m.weight),
     nn.Flatten: lambda m, x: _flatten(x, m.start_dim, m.end_dim),
-    nn.Identity: _same,
+    nn.Identity: _identity,
     **{
         dropout: lambda m, x: _dropout(x, m.p, m.training)
         for dropout in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
@@ -279,7 +279,7 @@ _METHODS: dict[str, Converter] = {
     "view": _reshape,
     "add": _add,
     "add_": _add,
-    "contiguous": _same,
+    "contiguous": _identity,
 }
 
 # These come out of torch.fx as an anonymous function.

@@ -1,15 +1,15 @@
 """Which inputs a unit sees (receptive field) and which units an input reaches (projective field).
 
-One description serves both directions: for each operation and axis a boolean matrix `reach`
-(outputs, inputs), true where an output depends on an input. Sets of rows and of columns are
-carried through the graph by it, so fields are exact at borders, for dilated windows, and for
-branches that meet again. Windows are their affine counterpart: fixed in size for every unit.
-Boxes and windows are (y, x) in positions of a node's map; a vector is a map of one position.
+Receptive fields are windows: of one size for every unit, at an offset that is linear in the unit's
+position, so that crops of many units are one batch. Projective fields are exact sets of rows and
+of columns, carried through the graph by a boolean matrix `reach` (outputs, inputs) for each
+operation and axis, true where an output depends on an input. So they hold at borders, for dilated
+windows, and for branches that meet again. All are (y, x) in positions of a node's map; a vector
+counts as a map of one position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, TypeVar
@@ -22,15 +22,6 @@ from zfscale.convnet.capture.graph import Graph, Node
 
 Mask = NDArray[np.bool_]
 Index = TypeVar("Index", int, NDArray[np.int64])
-
-
-class Box(NamedTuple):
-    """Rows y0 to y1 and columns x0 to x1, the ends not included."""
-
-    y0: int
-    x0: int
-    y1: int
-    x1: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +41,7 @@ class Window:
         return y * self.stride[0] + self.offset[0], x * self.stride[1] + self.offset[1]
 
 
-def extent(node: Node) -> ops.Pair:
+def spatial_size(node: Node) -> ops.Pair:
     """Height and width of a node's map; (1, 1) for a vector."""
     match node.shape:
         case (_, height, width):
@@ -59,33 +50,6 @@ def extent(node: Node) -> ops.Pair:
             return 1, 1
         case _:
             raise node.unsupported("geometry needs maps (C, H, W) or vectors (C,)")
-
-
-def receptive_fields(graph: Graph, name: str, box: Box) -> dict[str, Box]:
-    """For every node below `name`: the smallest box that holds all that `box` depends on.
-
-    Nodes on which nothing in `box` depends are left out. Raises UnsupportedOperation.
-    """
-    masks = {name: _masks(box, extent(graph.nodes[name]))}
-    for below in graph.ancestors(name):
-        node = graph.nodes[below]
-        if below not in masks:
-            continue
-        for source in dict.fromkeys(node.inputs):
-            reach = _reach(graph.nodes[source], node)
-            seen = [np.any(r[mask], 0) for r, mask in zip(reach, masks[below], strict=True)]
-            _join(masks, source, seen)
-    return _boxes(masks)
-
-
-def projective_fields(graph: Graph, name: str, box: Box, target: str) -> dict[str, Box]:
-    """For every node from `name` up to `target`: the smallest box of all that `box` reaches.
-
-    Nodes that it does not reach are left out. Raises UnsupportedOperation.
-    """
-    rows, columns = _masks(box, extent(graph.nodes[name]))
-    found = reached(graph, name, rows[None], columns[None], target)
-    return _boxes({above: [y[0], x[0]] for above, (y, x) in found.items() if y.any() and x.any()})
 
 
 def reached(
@@ -104,13 +68,15 @@ def reached(
                 continue
             reach = _reach(graph.nodes[source], node)
             y, x = (_through(mask, r) for mask, r in zip(masks[source], reach, strict=True))
-            known = masks.get(above)
-            masks[above] = (y, x) if known is None else (known[0] | y, known[1] | x)
+            if above in masks:  # also reached through another input
+                y, x = masks[above][0] | y, masks[above][1] | x
+            masks[above] = (y, x)
     return masks
 
 
 def _through(mask: Mask, reach: Mask) -> Mask:
     """Which outputs the inputs of each row of `mask` reach."""
+    # A boolean matrix product: counted in floats, for which numpy has a fast one.
     counts = mask.astype(np.float32) @ reach.T.astype(np.float32)
     return np.asarray(counts > 0)
 
@@ -126,10 +92,10 @@ def windows(graph: Graph, name: str, whole: bool = True) -> dict[str, Window]:
         if whole:
             spans[below] = [
                 _whole(size) if span.size >= size else span
-                for span, size in zip(spans[below], extent(node), strict=True)
+                for span, size in zip(spans[below], spatial_size(node), strict=True)
             ]
         for source in dict.fromkeys(node.inputs):
-            sizes = extent(graph.nodes[source])
+            sizes = spatial_size(graph.nodes[source])
             needed = [_needed(node, axis, spans[below][axis], sizes[axis]) for axis in (0, 1)]
             if source in spans:
                 pairs = zip(spans[source], needed, sizes, strict=True)
@@ -178,34 +144,14 @@ def _needed(node: Node, axis: int, span: _Span, size: int) -> _Span:
         case ops.Convolution() | ops.MaxPool() | ops.AveragePool() | ops.Flatten() | ops.Linear():
             return _whole(size)
         case ops.Opaque():
-            raise node.unsupported("geometry cannot pass through it")
+            raise node.unsupported("receptive fields cannot be computed through it")
         case _:
             return span
 
 
-def _masks(box: Box, size: ops.Pair) -> list[Mask]:
-    rows, columns = np.arange(size[0]), np.arange(size[1])
-    return [(rows >= box.y0) & (rows < box.y1), (columns >= box.x0) & (columns < box.x1)]
-
-
-def _join(masks: dict[str, list[Mask]], name: str, seen: list[Mask]) -> None:
-    # A window that lies in the padding alone sees nothing, whatever its other axis says.
-    if seen[0].any() and seen[1].any():
-        known = masks.get(name)
-        masks[name] = seen if known is None else [k | s for k, s in zip(known, seen, strict=True)]
-
-
-def _boxes(masks: Mapping[str, list[Mask]]) -> dict[str, Box]:
-    boxes = {}
-    for name, (rows, columns) in masks.items():
-        y, x = np.flatnonzero(rows), np.flatnonzero(columns)
-        boxes[name] = Box(int(y[0]), int(x[0]), int(y[-1]) + 1, int(x[-1]) + 1)
-    return boxes
-
-
 def _reach(source: Node, node: Node) -> tuple[Mask, Mask]:
     """Along rows and along columns: which outputs of `node` depend on which inputs."""
-    before, after = extent(source), extent(node)
+    before, after = spatial_size(source), spatial_size(node)
     match node.operation:
         case ops.Convolution(window=window) | ops.MaxPool(window=window):
             rows, columns = (_sliding(window, axis, before[axis], after[axis]) for axis in (0, 1))
@@ -215,7 +161,7 @@ def _reach(source: Node, node: Node) -> tuple[Mask, Mask]:
         case ops.Flatten() | ops.Linear():
             return np.ones((1, before[0]), bool), np.ones((1, before[1]), bool)
         case ops.Opaque():
-            raise node.unsupported("geometry cannot pass through it")
+            raise node.unsupported("receptive fields cannot be computed through it")
         case _:
             return np.eye(before[0], dtype=bool), np.eye(before[1], dtype=bool)
 
@@ -224,8 +170,8 @@ def _reach(source: Node, node: Node) -> tuple[Mask, Mask]:
 def _sliding(window: ops.Sliding, axis: int, before: int, after: int) -> Mask:
     outputs = np.arange(after)[:, None]
     taps = np.arange(window.kernel[axis]) * window.dilation[axis] - window.padding[axis]
-    seen = outputs * window.stride[axis] + taps
+    inputs = outputs * window.stride[axis] + taps  # (outputs, taps), padding included
     reach = np.zeros((after, before), bool)
-    inside = (seen >= 0) & (seen < before)
-    reach[np.broadcast_to(outputs, seen.shape)[inside], seen[inside]] = True
+    inside = (inputs >= 0) & (inputs < before)
+    reach[np.broadcast_to(outputs, inputs.shape)[inside], inputs[inside]] = True
     return reach

@@ -46,8 +46,8 @@ class Node:
         named = getattr(operation, "name", type(operation).__name__)
         return UnsupportedOperation(
             f"node {self.name} (module {self.module or 'the network itself'}): {named}: {why}; "
-            f"choose layers below it, or write it with convolution, batch norm, ReLU, pooling, "
-            f"normalisation, linear, flatten, add and cat"
+            f"choose layers before it, or write the module with convolution, batch norm, ReLU, "
+            f"pooling, local response normalisation, linear, flatten, add and cat"
         )
 
 
@@ -77,12 +77,12 @@ class Graph:
     def ancestors(self, name: str) -> tuple[str, ...]:
         """The nodes that `name` depends on and itself, last first: the way down to the input."""
         wanted = {name}
-        found = []
+        path = []
         for node in reversed(list(self.nodes.values())):
             if node.name in wanted:
-                found.append(node.name)
+                path.append(node.name)
                 wanted.update(node.inputs)
-        return tuple(found)
+        return tuple(path)
 
     def rectified(self, name: str) -> str:
         """Where the activations of the convolution `name` can be seen after its rectification.
@@ -98,7 +98,7 @@ class Graph:
                 return place
             if isinstance(operation, ops.BatchNorm) and linear == name:
                 linear = place
-            if not isinstance(operation, ops.BatchNorm | ops.Add | ops.Same):
+            if not isinstance(operation, ops.BatchNorm | ops.Add | ops.Identity):
                 break
         return linear
 
@@ -212,14 +212,14 @@ class _Recorder(fx.Interpreter):
 
 def _arguments(n: fx.Node) -> list[fx.Node]:
     """The nodes among the arguments, in order and as often as they are named."""
-    found: list[fx.Node] = []
+    nodes: list[fx.Node] = []
 
     def collect(node: fx.Node) -> fx.Node:
-        found.append(node)
+        nodes.append(node)
         return node
 
     fx.map_arg((n.args, n.kwargs), collect)
-    return found
+    return nodes
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -28,7 +28,7 @@ def linear(
     A batch is much smaller than the weights, so these come first in the product. That may change
     the last bits of the result.
     """
-    if not _is_ours(input, 2) or bias is None:
+    if not _is_faster_here(input, 2) or bias is None:
         return functional.linear(input, weight, bias)
     return torch.addmm(bias[:, None], weight, input.t()).t().contiguous()
 
@@ -45,8 +45,9 @@ def local_response_norm(
     The same arithmetic in the same order as torch's, an image at a time: that fits in a cache,
     and makes an image's result independent of its place in the batch.
     """
-    if not _is_ours(input, 4):
+    if not _is_faster_here(input, 4):
         return functional.local_response_norm(input, size, alpha, beta, k)
+    # Channels last, the sum over neighbouring channels is a sum of shifted copies of the squares.
     # torch computes powers in groups, and what is left over at the end of a thread's part by
     # another routine, whose last bit may differ. Here nothing is left over, whatever the shape.
     _, channels, height, width = input.shape
@@ -65,9 +66,10 @@ def local_response_norm(
     return output
 
 
-def _is_ours(given: torch.Tensor, dimensions: int) -> bool:
-    known = given.ndim == dimensions and given.dtype is torch.float32
-    return known and given.device.type == "cpu"
+def _is_faster_here(values: torch.Tensor, dimensions: int) -> bool:
+    if values.ndim != dimensions or values.dtype is not torch.float32:
+        return False
+    return values.device.type == "cpu"
 
 
 _FUNCTIONS: dict[Any, Callable[..., torch.Tensor]] = {

@@ -103,7 +103,7 @@ class Flatten:
 
 
 @dataclass(frozen=True, slots=True)
-class Same:
+class Identity:
     """An operation that changes nothing at evaluation: dropout, identity, contiguous."""
 
 
@@ -135,7 +135,7 @@ Operation = (
     | AveragePool
     | Linear
     | Flatten
-    | Same
+    | Identity
     | Add
     | Concatenation
     | Opaque

@@ -13,19 +13,18 @@ of its receptive field. Knows records, not images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from zfscale.convnet.capture import operations as ops
-from zfscale.convnet.capture.geometry import windows
+from zfscale.convnet.capture.geometry import Window, spatial_size, windows
 from zfscale.convnet.capture.graph import Graph, Node
 from zfscale.convnet.deconvolution import filtering
-from zfscale.convnet.deconvolution.crops import Crops
-from zfscale.convnet.deconvolution.switches import ABSENT
-from zfscale.convnet.deconvolution.unpooling import accumulate, place
+from zfscale.convnet.deconvolution.switches import ABSENT, accumulate, crop, place
 from zfscale.convnet.network import Network
 from zfscale.records import Layer
 
@@ -37,6 +36,78 @@ BATCH = 64
 """Units projected together."""
 BATCH_BYTES = 1 << 25
 """Largest map of a batch: what is larger leaves the caches, and costs fresh pages each time."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Windows of n units at (y, x), both int64 (n,), in every node below them."""
+
+    windows: Mapping[str, Window]
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+
+    def clear_outside(self, node: Node, signal: torch.Tensor) -> torch.Tensor:
+        """`signal` (n, C, h, w) at `node`, zero where windows hang over the border of its map."""
+        rows, columns = (self._on_map(node.name, axis, spatial_size(node)[axis]) for axis in (0, 1))
+        if rows.all() and columns.all():
+            return signal
+        outside = ~(rows[:, None, :, None] & columns[:, None, None, :])
+        return signal.masked_fill(torch.as_tensor(outside, device=signal.device), 0)
+
+    def place_in_window(
+        self, part: torch.Tensor, node: Node, source: str, sliding: ops.Sliding | None
+    ) -> torch.Tensor:
+        """Place what `node` sends to its input `source` in the window there, zero elsewhere.
+
+        `part` (n, C, ...) begins where the first sliding window of the crop at `node` begins, or
+        where the crop itself does; the window of `source` is larger if other nodes need more of
+        it.
+        """
+        size = self.windows[source].size
+        shift = np.empty((len(part), 2), np.int64)
+        for axis in (0, 1):
+            first = self._first(node.name, axis)
+            if sliding is not None:
+                first = first * sliding.stride[axis] - sliding.padding[axis]
+            shift[:, axis] = first - self._first(source, axis)
+        if tuple(part.shape[2:]) == size and not shift.any():
+            return part
+        n, channels = part.shape[:2]
+        placed = part.new_zeros(n, *size, channels).permute(0, 3, 1, 2)
+        # All units have one shift, unless the window of `source` is its whole map.
+        for down, right in np.unique(shift, axis=0).tolist():
+            units = torch.as_tensor((shift == (down, right)).all(1), device=part.device)
+            top, bottom = max(-down, 0), max(size[0] - down, 0)
+            left, end = max(-right, 0), max(size[1] - right, 0)
+            inside = part[units, :, top:bottom, left:end]
+            (y, x), (height, width) = (max(down, 0), max(right, 0)), inside.shape[2:]
+            placed[units, :, y : y + height, x : x + width] = inside
+        return placed
+
+    def matrix_between(
+        self, matrix: torch.Tensor, node: str, source: str, axis: int
+    ) -> torch.Tensor:
+        """For each unit the part of an average's matrix that connects its two windows.
+
+        `matrix` is (map of node, map of source), the result (n, window of node, of source).
+        """
+        index = []
+        for name, size in zip((node, source), matrix.shape, strict=True):
+            places = self._first(name, axis)[:, None] + np.arange(self.windows[name].size[axis])
+            index.append(torch.as_tensor(places.clip(0, size - 1), device=matrix.device))
+        shares = matrix[index[0][:, :, None], index[1][:, None, :]]
+        # Beyond the border of the map of `node` there is no signal, so it matters here alone.
+        outside = torch.as_tensor(~self._on_map(source, axis, matrix.shape[1]))
+        return shares.masked_fill(outside[:, None, :].to(matrix.device), 0)
+
+    def _first(self, name: str, axis: int) -> NDArray[np.int64]:
+        """Row (axis 0) or column (axis 1) in which each unit's window at a node begins."""
+        return self.windows[name].origin(self.y, self.x)[axis]
+
+    def _on_map(self, name: str, axis: int, size: int) -> NDArray[np.bool_]:
+        """Which positions of each window lie on a map of that size: (n, window)."""
+        places = self._first(name, axis)[:, None] + np.arange(self.windows[name].size[axis])
+        return (places >= 0) & (places < size)
 
 
 class Deconvnet:
@@ -110,6 +181,8 @@ class Deconvnet:
         crops: Crops,
         switches: Mapping[str, Switches],
     ) -> NDArray[np.float32]:
+        # One reverse pass over the nodes, each on the window that the units need of it. The path
+        # holds consumers first, so a node's signal is complete when its turn comes.
         start = np.zeros((len(features), self._path[0].shape[0], 1, 1), np.float32)
         start[np.arange(len(features)), features, 0, 0] = activations
         signals = {self._path[0].name: torch.as_tensor(start, device=self._device)}
@@ -118,9 +191,8 @@ class Deconvnet:
             if isinstance(node.operation, ops.Input):
                 return signal.cpu().numpy()
             for source, part in self._back(node, signal, crops, switches):
-                known = signals.get(source)
-                signals[source] = part if known is None else known + part
-        raise AssertionError("the way down ended above the input")
+                signals[source] = signals[source] + part if source in signals else part
+        raise AssertionError("the path down from the unit does not end at the input")
 
     def _back(
         self, node: Node, signal: torch.Tensor, crops: Crops, switches: Mapping[str, Switches]
@@ -129,8 +201,9 @@ class Deconvnet:
         operation = node.operation
         if isinstance(operation, ops.AveragePool):
             source = node.inputs[0]
-            rows = crops.cut(operation.rows, node.name, source, 0)
-            columns = crops.cut(operation.columns, node.name, source, 1)
+            rows = crops.matrix_between(operation.rows, node.name, source, 0)
+            columns = crops.matrix_between(operation.columns, node.name, source, 1)
+            # An average is rows @ map @ columns.T, and its transpose rows.T @ signal @ columns.
             yield source, torch.einsum("nchw,nhi,nwj->ncij", signal, rows, columns)
             return
         sliding = operation.window if isinstance(operation, ops.Convolution | ops.MaxPool) else None
@@ -141,12 +214,12 @@ class Deconvnet:
             parts = (self._through(node, signal, switches),) * len(node.inputs)
         for source, part in zip(node.inputs, parts, strict=True):
             below = self._nodes[source]
-            laid = crops.lay(part, node, source, sliding)
+            placed = crops.place_in_window(part, node, source, sliding)
             # A filter reaches beyond the border of the map below; a max pool has no switches there.
-            spills = isinstance(operation, ops.Convolution) and not isinstance(
+            overhangs = isinstance(operation, ops.Convolution) and not isinstance(
                 below.operation, ops.MaxPool
             )
-            yield source, crops.clear_outside(below, laid) if spills else laid
+            yield source, crops.clear_outside(below, placed) if overhangs else placed
 
     def _through(
         self, node: Node, signal: torch.Tensor, switches: Mapping[str, Switches]
@@ -172,6 +245,54 @@ class Deconvnet:
 def _check(node: Node) -> None:
     match node.operation:
         case ops.Opaque() | ops.Pointwise():
-            raise node.unsupported("deconvolution cannot pass through it")
+            raise node.unsupported("deconvolution has no inverse for it")
         case ops.MaxPool(window=window) if window.kernel[0] * window.kernel[1] > ABSENT:
-            raise node.unsupported(f"a switch has {ABSENT} places at most, not {window.kernel}")
+            raise node.unsupported(
+                f"a switch is one byte, so a window has at most {ABSENT} places; this one is "
+                f"{window.kernel[0]} x {window.kernel[1]}"
+            )
+
+
+Unit = tuple[int, int, int]
+"""(feature, y, x) of a layer."""
+
+
+class Projection(NamedTuple):
+    """The part of a unit's projection that lies inside the image: `pixels` (h, w, 3) float32, RGB,
+    in the normalised input; the top left one is at row `y0` and column `x0` of that.
+    """
+
+    y0: int
+    x0: int
+    pixels: NDArray[np.float32]
+
+
+def project(
+    network: Network, deconvnet: Deconvnet, image: torch.Tensor, unit: Unit, activation: float
+) -> Projection:
+    """Project a unit of `deconvnet`'s layer, with the activation that it has in a normalised
+    `image` (1, 3, H, W): runs the network once for the switches, so no stored record is needed.
+    Zeiler & Fergus (ECCV 2014), section 2.1.
+    """
+    feature, y, x = unit
+    records: dict[str, NDArray[np.uint8]] = {}
+
+    def keep(pool: str, switches: torch.Tensor) -> None:
+        records[pool] = crop(switches[0].cpu().numpy(), deconvnet.windows[pool], y, x)[None]
+
+    if deconvnet.pools:
+        network.run(image.clone(), pools=tuple(deconvnet.pools), visit_pool=keep)
+    (whole,) = deconvnet.project(
+        np.array([feature]),
+        np.array([activation], np.float32),
+        np.array([y]),
+        np.array([x]),
+        records,
+    )
+    top, left = deconvnet.windows[network.traced.input].origin(y, x)
+    (height, width), (bottom, right) = image.shape[2:], deconvnet.field
+    rows = slice(max(-top, 0), min(height - top, bottom))
+    columns = slice(max(-left, 0), min(width - left, right))
+    colours = slice(None, None, -1 if network.preprocessing.order == "BGR" else 1)
+    pixels = whole[colours, rows, columns].transpose(1, 2, 0)
+    return Projection(max(top, 0), max(left, 0), np.ascontiguousarray(pixels))

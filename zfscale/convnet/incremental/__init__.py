@@ -1,1 +1,1 @@
-"""Occlusion without doing everything again: only what an occluder changes is computed."""
+"""Occlusion sensitivity that computes only what each occluder changes."""

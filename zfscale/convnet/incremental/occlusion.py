@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zfscale.convnet.incremental.engine import Grid, Incremental, Range, Sweep
+from zfscale.convnet.incremental.inference import Grid, Incremental, Range, Sweep
 from zfscale.convnet.incremental.spans import Change, Spans
 from zfscale.convnet.network import Network
 from zfscale.errors import UnsupportedOperation
@@ -26,16 +26,16 @@ LARGEST_BATCH = 64
 """Occluded images in a batch at most; larger ones take no less time an image."""
 
 
-def grid(extent: Range, size: Range, stride: Range) -> Grid:
-    """Positions of an occluder of `size` on an image of `extent`, all (height, width).
+def grid(image: Range, size: Range, stride: Range) -> Grid:
+    """Positions of an occluder of `size` on an image of size `image`, all (height, width).
 
     The first one lies at the top left corner; then one every `stride` pixels, until the last row
     and column are reached, or the next position would lie outside the image. What hangs over the
     border is cut off.
     """
     rows, columns = (
-        tuple((start, min(start + s, e)) for start in range(0, max(e - s, 0) + d, d) if start < e)
-        for e, s, d in zip(extent, size, stride, strict=True)
+        tuple((start, min(start + s, i)) for start in range(0, max(i - s, 0) + d, d) if start < i)
+        for i, s, d in zip(image, size, stride, strict=True)
     )
     return Grid(rows, columns)
 
@@ -47,8 +47,10 @@ def colour(network: Network, value: tuple[int, int, int] | Literal["mean"]) -> t
     return network.normalise(torch.tensor(value, dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
 
 
-class Untouched(NamedTuple):
-    """An image without an occluder: `maps` (C, h, w) of the layer, `logits` (classes,) or None."""
+class Baseline(NamedTuple):
+    """What the network gives for an image without an occluder: `maps` (C, h, w) of the layer, and
+    `logits` (classes,) or None.
+    """
 
     maps: torch.Tensor
     logits: torch.Tensor | None
@@ -56,8 +58,8 @@ class Untouched(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether all of it is finite."""
-        known = [self.maps] if self.logits is None else [self.maps, self.logits]
-        return all(bool(values.isfinite().all()) for values in known)
+        outputs = [self.maps] if self.logits is None else [self.maps, self.logits]
+        return all(bool(values.isfinite().all()) for values in outputs)
 
     def totals(self, features: Sequence[int]) -> NDArray[np.float64]:
         """The sums over the maps of some features: (F,)."""
@@ -73,7 +75,7 @@ class Untouched(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Answers to the occluders of a block of the grid.
+    """What the network gives under the occluders of a block of the grid.
 
     `totals` (T_y, T_x, F) float64 are sums over the maps of F features; `logits` are
     (T_y, T_x, classes), or None.
@@ -86,7 +88,8 @@ class Block(NamedTuple):
 
 
 class Sensitivity(NamedTuple):
-    """Answers to the occluders of R rows and all X columns of a grid, for F features.
+    """What the network gives under the occluders of R rows and all X columns of a grid, for F
+    features.
 
     `activation` (R, X, F) float64 are sums over the feature maps; `probability` (R, X) float32 is
     that of a class (softmax) and `predicted` (R, X) int64 the most probable one, or None.
@@ -109,23 +112,26 @@ class Occluder(Protocol):
     method: str
     places: Grid
 
-    def look(self, image: torch.Tensor) -> Untouched:
-        """See a normalised image (1, 3, H, W) without an occluder; `blocks` is about this one."""
+    def set_image(self, image: torch.Tensor) -> Baseline:
+        """Run on a normalised image (1, 3, H, W) without an occluder; `blocks` then covers it."""
 
     def blocks(self, features: Sequence[int], rows: Range) -> Iterator[Block]:
-        """The answers to the occluders of some rows of the grid, block by block."""
+        """What the network gives under the occluders of some rows of the grid, block by block."""
 
 
-def sense(moving: Occluder, features: Sequence[int], target: int, rows: Range) -> Sensitivity:
-    """All answers about the image that `moving` looked at last, for some rows of the grid.
+def occlusion_sensitivity(
+    occluder: Occluder, features: Sequence[int], target: int, rows: Range
+) -> Sensitivity:
+    """What the network makes of the image that `occluder` was given last, under the occluders of
+    some rows of the grid.
 
-    `target` is the class whose probability is followed; it does not matter without logits.
+    `target` is the class whose probability is reported; it is not used without logits.
     """
-    shape = rows[1] - rows[0], len(moving.places.columns)
+    shape = rows[1] - rows[0], len(occluder.places.columns)
     activation = np.empty((*shape, len(features)))
     probability, predicted = np.empty(shape, np.float32), np.empty(shape, np.int64)
     classified = False
-    for block in moving.blocks(features, rows):
+    for block in occluder.blocks(features, rows):
         at = slice(block.rows[0] - rows[0], block.rows[1] - rows[0]), slice(*block.columns)
         activation[at] = block.totals.cpu().numpy()
         if block.logits is not None:
@@ -138,22 +144,26 @@ def sense(moving: Occluder, features: Sequence[int], target: int, rows: Range) -
     return Sensitivity(activation, probability, predicted)
 
 
-def occluder(
+def make_occluder(
     network: Network, layer: Layer, places: Grid, value: torch.Tensor, classify: bool, memory: int
 ) -> tuple[Occluder, str | None]:
-    """The faster way that the network allows, and why it is not the incremental one, if so.
+    """An IncrementalOccluder and None; or, for a network that it cannot follow, a FullOccluder and
+    the reason.
 
     `value` (3,) is the colour in the normalised input. Without `classify` no logits are computed.
-    `memory` is what a block may take, about, in bytes.
+    `memory` is what one block may take in bytes, approximately.
     """
     try:
-        return Incrementally(network, layer, places, value, classify, memory), None
+        return IncrementalOccluder(network, layer, places, value, classify, memory), None
     except UnsupportedOperation as error:
-        return Entirely(network, layer, places, value, classify, memory), str(error)
+        return FullOccluder(network, layer, places, value, classify, memory), str(error)
 
 
-class Incrementally:
-    """Recomputes what each occluder changes. Raises UnsupportedOperation where it cannot."""
+class IncrementalOccluder:
+    """Computes only what each occluder changes.
+
+    Raises UnsupportedOperation for a network that it cannot follow operation by operation.
+    """
 
     method = "incremental"
 
@@ -170,32 +180,34 @@ class Incrementally:
         self._layer = str(layer.node)
         self._logits = graph.output if classify and network.classes is not None else None
         targets = [self._layer] if self._logits is None else [self._layer, self._logits]
-        self._engine = Incremental(network, targets)
-        self._sweep = Sweep(self._engine, places, memory)
+        self._inference = Incremental(network, targets)
+        self._sweep = Sweep(self._inference, places, memory)
         self.places, self._value = places, value.to(network.device)
-        self._known: dict[str, torch.Tensor] = {}
+        self._activations: dict[str, torch.Tensor] = {}
 
-    def look(self, image: torch.Tensor) -> Untouched:
-        """As the protocol says."""
-        self._known = self._engine.remember(image)
-        logits = None if self._logits is None else self._known[self._logits].flatten()
-        return Untouched(self._known[self._layer].permute(2, 0, 1), logits)
+    def set_image(self, image: torch.Tensor) -> Baseline:
+        """See Occluder."""
+        self._activations = self._inference.remember(image)
+        logits = None if self._logits is None else self._activations[self._logits].flatten()
+        return Baseline(self._activations[self._layer].permute(2, 0, 1), logits)
 
     def blocks(self, features: Sequence[int], rows: Range) -> Iterator[Block]:
-        """As the protocol says."""
+        """See Occluder."""
         chosen = torch.tensor(features, device=self._value.device)
-        before = self._known[self._layer][:, :, chosen].sum((0, 1), dtype=torch.float64)
-        for some in _cut(rows, self._sweep.side):
-            for others in _cut((0, len(self.places.columns)), self._sweep.side):
-                changes = self._sweep.run(self._known, self._value, some, others)
+        before = self._activations[self._layer][:, :, chosen].sum((0, 1), dtype=torch.float64)
+        for block_rows in _split(rows, self._sweep.side):
+            for block_columns in _split((0, len(self.places.columns)), self._sweep.side):
+                changes = self._sweep.run(self._activations, self._value, block_rows, block_columns)
                 totals = before + _totals(changes[self._layer], chosen)
                 logits = None
                 if self._logits is not None:
-                    logits = self._known[self._logits].flatten() + changes[self._logits].values
-                yield Block(some, others, totals, logits)
+                    logits = (
+                        self._activations[self._logits].flatten() + changes[self._logits].values
+                    )
+                yield Block(block_rows, block_columns, totals, logits)
 
 
-class Entirely:
+class FullOccluder:
     """Runs the network on every occluded image, in batches."""
 
     method = "full"
@@ -217,22 +229,22 @@ class Entirely:
         self._batch = max(1, min(LARGEST_BATCH, memory // (4 * 128 * height * width)))
         self._image = torch.empty(0)
 
-    def look(self, image: torch.Tensor) -> Untouched:
-        """As the protocol says."""
+    def set_image(self, image: torch.Tensor) -> Baseline:
+        """See Occluder."""
         self._image = image.clone()
         maps, logits = self._run(image)
-        return Untouched(maps[0], None if logits is None else logits[0])
+        return Baseline(maps[0], None if logits is None else logits[0])
 
     def blocks(self, features: Sequence[int], rows: Range) -> Iterator[Block]:
-        """As the protocol says."""
+        """See Occluder."""
         across = min(self._batch, len(self.places.columns))
-        for some in _cut(rows, max(1, self._batch // across)):
-            for others in _cut((0, len(self.places.columns)), across):
-                count = some[1] - some[0], others[1] - others[0]
-                maps, logits = self._run(self._occluded(some, others))
+        for block_rows in _split(rows, max(1, self._batch // across)):
+            for block_columns in _split((0, len(self.places.columns)), across):
+                count = block_rows[1] - block_rows[0], block_columns[1] - block_columns[0]
+                maps, logits = self._run(self._occluded(block_rows, block_columns))
                 totals = maps[:, list(features)].sum((2, 3), dtype=torch.float64)
                 logits = None if logits is None else logits.view(*count, -1)
-                yield Block(some, others, totals.view(*count, -1), logits)
+                yield Block(block_rows, block_columns, totals.view(*count, -1), logits)
 
     def _occluded(self, rows: Range, columns: Range) -> torch.Tensor:
         height, width = rows[1] - rows[0], columns[1] - columns[0]
@@ -251,6 +263,8 @@ class Entirely:
 
 def _totals(change: Change, features: torch.Tensor) -> torch.Tensor:
     """By how much the sums over the maps of some features change: (T_y, T_x, F) float64."""
+    # Spans of all positions lie end to end, so a sum over those of each position is a product with
+    # a matrix of zeros and ones, along the rows and along the columns.
     values = change.values[:, :, features].double()
     down, across = _membership(change.rows), _membership(change.columns)
     return torch.einsum("au,uvf,bv->abf", down, values, across)
@@ -262,8 +276,8 @@ def _membership(spans: Spans) -> torch.Tensor:
     return (numbers[:, None] == spans.owner).double()
 
 
-def _cut(whole: Range, most: int) -> list[Range]:
-    """As few parts of at most that size as there can be, of about one size."""
+def _split(whole: Range, most: int) -> list[Range]:
+    """As few ranges of at most `most` as possible, of nearly equal length."""
     start, length = whole[0], whole[1] - whole[0]
     count = -(-length // most)
     cuts = [start + length * part // count for part in range(count + 1)]

@@ -1,8 +1,8 @@
-"""What several occluders change along one axis of a map: one span each, laid end to end.
+"""What several occluders change along one axis of a map: one span for each, stored end to end.
 
 Occluders on a grid change boxes that are products of a span of rows and a span of columns. So a
 block of T_y x T_x positions changes, of any map, (U rows) x (V columns) where U and V are the
-lengths of all spans laid end to end: dense, though every box has its own true size, also at the
+lengths of all spans stored end to end: dense, though every box has its own true size, also at the
 borders. All indices along an axis are computed once for it, not once for each box.
 """
 
@@ -113,21 +113,21 @@ def taps(below: Spans, above: Spans, window: ops.Sliding, axis: int) -> torch.Te
 def phase(
     below: Spans, above: Spans, window: ops.Sliding, axis: int, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inputs that a window of some stride meets with the taps of one phase.
+    """The inputs that the taps of one phase of a strided window are multiplied with.
 
-    These are the elements of `below` at a distance of `number` modulo the stride from where
-    windows begin, (n,), and where among them each element of `above` finds the inputs of these
-    taps, (U_above, taps of the phase), or ABSENT.
+    Taps whose offset is `number` modulo the stride meet only inputs at such a distance from where
+    windows begin. Returns these elements of `below`, (n,), and for each element of `above` where
+    among them its inputs are, (U_above, taps of the phase), or ABSENT.
     """
     members = (below.place + window.padding[axis]) % window.stride[axis] == number
     chosen = members.nonzero()[:, 0]
     rank = members.cumsum(0) - 1
-    found = taps(below, above, window, axis)[:, phase_taps(window, axis, number)]
-    return chosen, torch.where(found >= 0, rank[found.clamp(min=0)], ABSENT)
+    inputs = taps(below, above, window, axis)[:, phase_taps(window, axis, number)]
+    return chosen, torch.where(inputs >= 0, rank[inputs.clamp(min=0)], ABSENT)
 
 
 def phase_taps(window: ops.Sliding, axis: int, number: int) -> list[int]:
-    """The taps of a window that meet the inputs of a phase."""
+    """The taps of a window that belong to a phase (see `phase`)."""
     stride, dilation = window.stride[axis], window.dilation[axis]
     return [tap for tap in range(window.kernel[axis]) if tap * dilation % stride == number]
 

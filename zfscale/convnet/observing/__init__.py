@@ -1,1 +1,1 @@
-"""What each feature made of each image: maxima, top k and statistics, all merged exactly."""
+"""Activations of features over many images: maxima, top k and statistics, all merged exactly."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zfscale.convnet.observing.exactsum import ExactSum, split
+from zfscale.convnet.observing.exactsum import ExactSum, split, standard_deviation
 from zfscale.records import Columns
 
 TOP_CLASSES = 5
@@ -21,8 +21,8 @@ WAITING_SCORES = 1 << 16
 """Scores that may wait to be counted: as many as a processor's cache holds."""
 
 
-class Tally:
-    """Sums over images for C features: mergeable, serialisable, free of rounding."""
+class FeatureStatistics:
+    """Sums over images for C features, without rounding: parts can be stored and merged."""
 
     def __init__(self, features: int) -> None:
         self.features = features
@@ -48,12 +48,12 @@ class Tally:
         self._waiting = []
         order = np.argsort(labels, kind="stable")
         scores = scores[order]
-        found, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-        for label, images in zip(found.tolist(), counts.tolist(), strict=True):
+        classes, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+        for label, images in zip(classes.tolist(), counts.tolist(), strict=True):
             self.images[label] += images
         for bin_, piece in split(scores).items():
             by_label = np.add.reduceat(piece, starts, axis=0)
-            for label, values in zip(found.tolist(), by_label, strict=True):
+            for label, values in zip(classes.tolist(), by_label, strict=True):
                 self.sums[label].add({bin_: values})
         squares = split(scores.astype(np.float64) ** 2)
         self.squares.add({bin_: piece.sum(0) for bin_, piece in squares.items()})
@@ -61,7 +61,7 @@ class Tally:
         self.maximum = np.maximum(self.maximum, scores.max(0))
 
     def rows(self) -> Columns:
-        """The tally as a table: statistic, label, bin, values (C numbers; 1 for images)."""
+        """The sums as a table: statistic, label, bin, values (C numbers; 1 for images)."""
         self._count()
         rows: list[tuple[str, int, int, NDArray[Any]]] = [
             ("active", UNLABELLED, 0, self.active.astype(np.float64)),
@@ -81,7 +81,7 @@ class Tally:
         }
 
     def merge(self, rows: Columns) -> None:
-        """Add the tally that `rows` came from."""
+        """Add the statistics that `rows` came from."""
         columns = zip(rows["statistic"], rows["label"], rows["bin"], rows["values"], strict=True)
         for statistic, label, bin_, values in columns:
             match statistic:
@@ -96,16 +96,16 @@ class Tally:
                 case "sum":
                     self.sums[int(label)].add({int(bin_): values})
                 case _:
-                    raise ValueError(f"unknown statistic {statistic!r} in a tally")
+                    raise ValueError(f"unknown statistic {statistic!r} among the sums of features")
 
     def summary(self) -> dict[str, NDArray[Any]]:
         """Per feature: max, mean, std, fraction_active, dead, selectivity, top_class, top_classes.
 
-        `std` is the population standard deviation. `selectivity` is (m - r) / (m + r) with m
-        the highest class mean and r the mean over the images of all other classes (Morcos et
-        al., "On the importance of single directions for generalization", ICLR 2018); masked
-        where fewer than two classes are known or m + r is not positive. `top_classes` are the
-        five classes of the highest means, `top_class` the first.
+        `std` is the population standard deviation, exact but for one rounding. `selectivity` is
+        (m - r) / (m + r) with m the highest class mean and r the mean over the images of all other
+        classes (Morcos et al., "On the importance of single directions for generalization", ICLR
+        2018); masked where fewer than two classes are known or m + r is not positive.
+        `top_classes` are the five classes of the highest means, `top_class` the first.
         """
         self._count()
         shape = (self.features,)
@@ -114,14 +114,13 @@ class Tally:
         for label in self.sums:
             total.add(self.sums[label].bins)
         mean = total.value(shape) / max(count, 1)
-        variance = self.squares.value(shape) / max(count, 1) - mean**2
         selectivity, top_classes = self._classes()
         top_class = np.array([best[0] if len(best) else 0 for best in top_classes], np.int64)
         unlabelled = np.array([not len(best) for best in top_classes], bool)
         return {
             "max": self.maximum,
             "mean": mean,
-            "std": np.sqrt(np.maximum(variance, 0)),
+            "std": standard_deviation(total, self.squares, count, shape),
             "fraction_active": self.active / max(count, 1),
             "dead": self.active == 0,
             "selectivity": selectivity,
@@ -144,6 +143,6 @@ class Tally:
         highest = means[best, np.arange(self.features)]
         others = images.sum() - images[best, 0]
         rest = (sums.sum(0) - sums[best, np.arange(self.features)]) / np.maximum(others, 1)
-        known = (others > 0) & (highest + rest > 0) & (rest >= 0)
-        selectivity = (highest - rest) / np.where(known, highest + rest, 1)
-        return np.ma.masked_array(selectivity, ~known), top_classes
+        is_defined = (others > 0) & (highest + rest > 0) & (rest >= 0)
+        selectivity = (highest - rest) / np.where(is_defined, highest + rest, 1)
+        return np.ma.masked_array(selectivity, ~is_defined), top_classes

@@ -1,7 +1,7 @@
 """The k strongest images of every feature, merged exactly.
 
 Per feature the winners are the first k under the total order (-score, image id); an image
-takes one place at most. Merging is commutative, associative and idempotent, so retries,
+is among them at most once. Merging is commutative, associative and idempotent, so retries,
 duplicates, the number of workers and their order cannot change the result.
 Knows numpy and torch; image ids are 128 bits, held as two uint64 (high, low).
 """
@@ -19,21 +19,23 @@ from numpy.typing import NDArray
 from zfscale.records import Columns
 
 WAITING = 4, 1 << 20
-"""Candidates that may wait to be merged: for every place among the k best, and in all."""
+"""Candidates that may wait to be merged: for each place among the k best, and in all."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Who n images are: halves of the 128-bit id (uint64) and label or -1 (int64), each (n,)."""
+class ImageIds:
+    """Ids and labels of n images: the halves `high` and `low` of the 128-bit ids (uint64), and
+    `label`, the class or -1 (int64); each (n,).
+    """
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
     label: NDArray[np.int64]
 
     @staticmethod
-    def of(ids: Sequence[str], labels: Sequence[int | None]) -> Identity:
+    def of(ids: Sequence[str], labels: Sequence[int | None]) -> ImageIds:
         """From ids of 32 hex digits and labels that may be None."""
-        return Identity(
+        return ImageIds(
             np.array([int(id_[:16], 16) for id_ in ids], np.uint64),
             np.array([int(id_[16:], 16) for id_ in ids], np.uint64),
             np.array([-1 if label is None else label for label in labels], np.int64),
@@ -45,9 +47,9 @@ class Identity:
 
 @dataclass(frozen=True)
 class Winners:
-    """Candidates of C features: every array has shape (C, m). Once merged, best first.
+    """Candidates for the top k of C features, in arrays of shape (C, m); after merging, best first.
 
-    A place that is not taken has score -inf. `score` is float32, `high` and `low` are the
+    A place without an image has score -inf. `score` is float32, `high` and `low` are the
     halves of the image id (uint64), `y` and `x` the position of the maximum in the layer,
     `label` the class of the image or -1 (int64).
     """
@@ -61,7 +63,7 @@ class Winners:
 
     @staticmethod
     def empty(features: int, places: int = 0) -> Winners:
-        """Places that nobody has taken."""
+        """`places` places of each feature, without images."""
         shape = (features, places)
         return Winners(
             np.full(shape, -np.inf, np.float32),
@@ -74,7 +76,7 @@ class Winners:
 
     @staticmethod
     def of(features: int, rows: Columns) -> Winners:
-        """From n entries in rows, in any order: the fields, and `feature`, whose each entry is."""
+        """From a table of candidates in any order, with the columns `feature` and the fields."""
         order = np.argsort(rows["feature"], kind="stable")
         row = np.asarray(rows["feature"])[order]
         place = np.arange(len(row)) - np.searchsorted(row, row)
@@ -88,7 +90,7 @@ class Winners:
         return Winners(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
     def rows(self) -> dict[str, NDArray[Any]]:
-        """The taken places as columns: feature, rank, then the fields; ordered by both."""
+        """As a table with the columns feature, rank and the fields, sorted by feature and rank."""
         feature, rank = np.nonzero(self.score > -np.inf)
         columns = {field.name: getattr(self, field.name)[feature, rank] for field in fields(self)}
         return {"feature": feature, "rank": rank, **columns}
@@ -101,14 +103,14 @@ def merge(parts: Sequence[Winners], k: int) -> Winners:
         for field in fields(Winners)
     }
     stacked = _sort(stacked)
-    # An image may appear twice (a retry, a task seen before): equal entries are neighbours
-    # now, and all but the first lose their place.
-    same = (stacked["high"][:, 1:] == stacked["high"][:, :-1]) & (
+    # An image may appear twice (a task that was tried again): equal entries are neighbours now, and
+    # all but the first are emptied.
+    repeated = (stacked["high"][:, 1:] == stacked["high"][:, :-1]) & (
         stacked["low"][:, 1:] == stacked["low"][:, :-1]
     )
-    same &= stacked["score"][:, 1:] > -np.inf
-    if same.any():
-        stacked["score"][:, 1:][same] = -np.inf
+    repeated &= stacked["score"][:, 1:] > -np.inf
+    if repeated.any():
+        stacked["score"][:, 1:][repeated] = -np.inf
         stacked = _sort(stacked)
     return Winners(**{name: array[:, :k] for name, array in stacked.items()})
 
@@ -120,32 +122,32 @@ def _sort(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {name: np.take_along_axis(array, order, axis=1) for name, array in columns.items()}
 
 
-class Leaders:
-    """The k best of C features while images come in, each image once.
+class TopK:
+    """The k strongest images of each of C features, while batches come in; each image comes once.
 
-    Candidates wait until they are worth a merge. Meanwhile `bar` (k, C), the k best scores of
-    every feature in no order, says what can still enter: who observes a batch takes it, and
-    hands the bar that the batch has `raised` to `add`.
+    Sorting is put off until many candidates have come. Meanwhile `thresholds` (k, C), the k best
+    scores of every feature in no order, tells which images can still enter: for each batch they
+    are updated by `update_thresholds`, and `candidates` compares with them.
     """
 
     def __init__(self, features: int, k: int) -> None:
-        self.bar = np.full((k, features), -np.inf, np.float32)
+        self.thresholds = np.full((k, features), -np.inf, np.float32)
         self._best = Winners.empty(features)
         self._waiting: list[Columns] = []
 
-    def add(self, bar: NDArray[np.float32], found: Columns) -> None:
-        """Take in one batch: the bar it has raised, and its candidates, a row each.
-
-        `found` has the columns of `Winners` and `feature`, whose each candidate is.
+    def add(self, thresholds: NDArray[np.float32], candidates: Columns) -> None:
+        """Add one batch: the thresholds after it, and its candidates, a row each, with the columns
+        of `Winners` and `feature`.
         """
-        self.bar = bar
-        self._waiting.append(found)
-        each, most = WAITING
-        if sum(len(rows["feature"]) for rows in self._waiting) > min(each * bar.size, most):
+        self.thresholds = thresholds
+        self._waiting.append(candidates)
+        for_each_place, at_most = WAITING
+        limit = min(for_each_place * thresholds.size, at_most)
+        if sum(len(rows["feature"]) for rows in self._waiting) > limit:
             self._merge()
 
     def winners(self) -> Winners:
-        """The k best of what came in."""
+        """The k best of all batches so far."""
         self._merge()
         return self._best
 
@@ -153,11 +155,11 @@ class Leaders:
         if self._waiting:
             names = self._waiting[0]
             rows = {name: np.concatenate([part[name] for part in self._waiting]) for name in names}
-            k, features = self.bar.shape
-            # The bar has risen since most of them came in.
-            still = rows["score"] >= self.bar.min(0)[rows["feature"]]
-            found = _first({name: values[still] for name, values in rows.items()}, k)
-            self._best = merge([self._best, Winners.of(features, found)], k)
+            k, features = self.thresholds.shape
+            # Thresholds have risen since most of the candidates came in: few are left to sort.
+            above = rows["score"] >= self.thresholds.min(0)[rows["feature"]]
+            first = _first({name: values[above] for name, values in rows.items()}, k)
+            self._best = merge([self._best, Winners.of(features, first)], k)
             self._waiting = []
 
 
@@ -170,19 +172,21 @@ def _first(rows: Columns, k: int) -> Columns:
     return {name: values[order[rank < k]] for name, values in rows.items()}
 
 
-def raised(bar: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The k best scores of every feature, in no order: of `bar` (k, C) and `scores` (n, C)."""
-    every = np.concatenate([bar, scores])
+def update_thresholds(
+    thresholds: NDArray[np.float32], scores: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The k best of `thresholds` (k, C) and `scores` (n, C) for every feature, in no order."""
+    every = np.concatenate([thresholds, scores])
     return np.partition(every, len(scores), axis=0)[len(scores) :]
 
 
-def candidates(scores: NDArray[np.float32], bar: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which of `scores` (n, C) may be among the k best, whose scores `bar` (k, C) holds.
+def candidates(scores: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of `scores` (n, C) may be among the k best, whose scores `thresholds` (k, C) holds.
 
     An image that ties with the k-th best may win by its id, so ties are let through.
     Scores of -inf never enter.
     """
-    mask: NDArray[np.bool_] = (scores > -np.inf) & (scores >= bar.min(0))
+    mask: NDArray[np.bool_] = (scores > -np.inf) & (scores >= thresholds.min(0))
     return mask
 
 

@@ -12,7 +12,8 @@ from zfscale.gallery import charts
 from zfscale.gallery.charts import Axis
 from zfscale.gallery.pages import Chapter, Page
 from zfscale.gallery.site import Site, class_name
-from zfscale.runs.results import Box, Results
+from zfscale.records import Box
+from zfscale.runs.results import Results
 
 TABLE, BOXES = "correspondence", "correspondence_images"
 ADDRESS = "correspondence.html"
@@ -159,7 +160,7 @@ def _shown(site: Site) -> dict[str, list[Covered]]:
                 title = class_name(site.results.classes, row["label"]) or "no label"
                 images[row["image_id"]] = Covered(row["image_id"], row["key"], title)
             image = images[row["image_id"]]
-            box = (row["y0"], row["x0"], row["y1"], row["x1"])
+            box = Box(row["y0"], row["x0"], row["y1"], row["x1"])
             if row["draw"] is None:
                 image.box = box
             elif image.random is None:

@@ -15,7 +15,7 @@ from zfscale.gallery.output import File
 from zfscale.gallery.pages import Chapter, Page
 from zfscale.gallery.pictures import Pixels
 from zfscale.gallery.site import Feature, LayerView, Site, class_name
-from zfscale.runs.results import Box
+from zfscale.records import Box
 
 Item = TypeVar("Item")
 

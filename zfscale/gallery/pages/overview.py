@@ -81,7 +81,7 @@ def _details(results: Results) -> dict[str, Any]:
     """What of run.json a reader may ask for: not the long lists of files and names."""
     record = results.record
     details = {"run": results.run, "run_id": record.run_id, "created": record.created}
-    return details | record.metadata | {"fingerprint": record.fingerprint}
+    return {**details, **record.metadata, "fingerprint": record.fingerprint}
 
 
 def _add(counts: dict[str, int], values: pa.Array[Any]) -> None:

@@ -1,11 +1,11 @@
-"""Incremental inference: what occluders change, recomputed where they change it and nowhere else.
+"""Incremental inference: only what an occluder changes is computed again.
 
-The activations of the image without an occluder are remembered. An occluder then changes, of each
-map, a box: its projective field, at the borders cut to its true size. What it changes is carried
-from the input to the nodes that are asked for; what is not below them is not computed. The result
-equals that of running the network on each occluded image, but for the rounding of sums taken in
-another order. (The task is that of Nakandala, Kumar & Papakonstantinou, "Incremental and
-Approximate Inference for Faster Occlusion-based Deep CNN Explanations", SIGMOD 2019.)
+The activations of the image without an occluder are kept. An occluder then changes a box of each
+map, its projective field. Changes are computed node by node from the input to the nodes that are
+asked for, and for nothing else. The result equals that of running the network on each occluded
+image, but for the rounding of sums taken in another order. (The task is that of Nakandala, Kumar &
+Papakonstantinou, "Incremental and Approximate Inference for Faster Occlusion-based Deep CNN
+Explanations", SIGMOD 2019.)
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from zfscale.convnet.capture import geometry, instrument
 from zfscale.convnet.capture import operations as ops
 from zfscale.convnet.capture.graph import Node
 from zfscale.convnet.incremental import differences
-from zfscale.convnet.incremental.convolving import Filters, convolve
+from zfscale.convnet.incremental.differences import Filters
 from zfscale.convnet.incremental.spans import Change, Spans, part
 from zfscale.convnet.network import Network
 
 ADDING = 16
-"""What it costs to add up one product of a convolution, in multiply-adds."""
+"""Cost of adding up one product of a convolution, in multiply-adds."""
 GATHERING = 24
-"""What it costs to gather one input of a product, in multiply-adds."""
+"""Cost of gathering one input of a product, in multiply-adds."""
 LEAST_CHANNELS = 32
 """Below, matrix products are too thin to be fast, and inputs are gathered."""
 
@@ -55,7 +55,7 @@ class Grid:
 
 
 class Incremental:
-    """A network made ready to find what occluders change at some of its nodes.
+    """A network prepared for computing what occluders change at some of its nodes.
 
     Raises UnsupportedOperation where an operation below these nodes cannot be passed.
     """
@@ -93,14 +93,16 @@ class Incremental:
 
         Maps are (H, W, C); those of the targets are among them.
         """
-        kept: dict[str, torch.Tensor] = {}
+        activations: dict[str, torch.Tensor] = {}
 
         def keep(name: str, values: torch.Tensor) -> None:
-            kept[name] = values[0].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+            activations[name] = (
+                values[0].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+            )
 
         keep(self.graph.input, image)
         self._program(image.clone(), zf_visit=keep, zf_visit_pool=None)
-        return kept
+        return activations
 
     def map_of(self, node: str) -> tuple[int, int, int]:
         """Channels, height and width of a node; a vector is a map of one position."""
@@ -121,19 +123,19 @@ class Incremental:
         Raises UnsupportedOperation.
         """
         device = self.network.device
-        size = geometry.extent(self.graph.nodes[self.graph.input])
+        size = geometry.spatial_size(self.graph.nodes[self.graph.input])
         down, across = _mask(grid.rows, size[0]), _mask(grid.columns, size[1])
-        found: dict[str, tuple[Spans, Spans]] = {}
+        spans: dict[str, tuple[Spans, Spans]] = {}
         for target in self.targets:
             reached = geometry.reached(self.graph, self.graph.input, down, across, target)
-            for name in reached.keys() & self.inputs.keys() - found.keys():
+            for name in reached.keys() & self.inputs.keys() - spans.keys():
                 rows, columns = (Spans.of(mask, device) for mask in reached[name])
-                found[name] = rows, columns
+                spans[name] = rows, columns
         for name in self.order:
             if len(self.graph.nodes[name].shape) == 1:
                 rows, columns = (Spans.whole(len(mask), 1, device) for mask in (down, across))
-                found[name] = rows, columns
-        return found
+                spans[name] = rows, columns
+        return spans
 
     def _sources(self, node: Node) -> tuple[str, ...]:
         """What a node is computed from.
@@ -143,7 +145,7 @@ class Incremental:
         """
         below = self.graph.nodes[node.inputs[0]] if node.inputs else node
         if isinstance(node.operation, ops.Linear):
-            while isinstance(below.operation, ops.Same | ops.Flatten):
+            while isinstance(below.operation, ops.Identity | ops.Flatten):
                 below = self.graph.nodes[below.inputs[0]]
             return (below.name,)
         rectified = isinstance(below.operation, ops.Rectification)
@@ -155,8 +157,8 @@ class Incremental:
         for name in self.order:
             node = self.graph.nodes[name]
             if isinstance(node.operation, ops.Opaque):
-                raise node.unsupported("what occluders change cannot be followed through it")
-            geometry.extent(node)
+                raise node.unsupported("the change of its output cannot be computed incrementally")
+            geometry.spatial_size(node)
 
     def _prepare(self) -> None:
         for name in self.order:
@@ -174,19 +176,23 @@ class Incremental:
 class Sweep:
     """A network under all occluders of a grid, a block of positions at a time."""
 
-    def __init__(self, engine: Incremental, grid: Grid, memory: int) -> None:
-        """`memory` is what the changes of a block may take, about, in bytes."""
-        self.engine, self.grid = engine, grid
-        self.spans = engine.spans(grid)
-        self._scatter = {name: self._is_scattered(name) for name in engine._filters}
-        self._uses = Counter(source for name in engine.order for source in engine.inputs[name])
-        self._uses.update(engine.targets)
+    def __init__(self, inference: Incremental, grid: Grid, memory: int) -> None:
+        """`memory` is what the changes of a block may take in bytes, approximately."""
+        self.inference, self.grid = inference, grid
+        self.spans = inference.spans(grid)
+        self._scatter = {name: self._is_scattered(name) for name in inference._filters}
+        self._uses = Counter(
+            source for name in inference.order for source in inference.inputs[name]
+        )
+        self._uses.update(inference.targets)
         self._flattened = {
             source
-            for name in engine.order
-            if isinstance(engine.graph.nodes[name].operation, ops.Linear | ops.Flatten)
-            for source in engine.inputs[name]
+            for name in inference.order
+            if isinstance(inference.graph.nodes[name].operation, ops.Linear | ops.Flatten)
+            for source in inference.inputs[name]
         }
+        # Changes grow with the positions of a block. At a step about six tensors as large as the
+        # largest change are held: inputs, outputs and what lies between them.
         positions = len(grid.rows) * len(grid.columns)
         largest = max(self._numbers(name) for name in self.spans)
         each = max(1, 6 * 4 * largest // positions)
@@ -198,19 +204,21 @@ class Sweep:
     ) -> dict[str, Change]:
         """What the occluders of some rows and columns of the grid change at the targets.
 
-        `memory` is what `Incremental.remember` gave, `value` (3,) the normalised colour.
+        The nodes are gone through in the order of execution; the change of a node is dropped as
+        soon as the last node that needs it is done. `memory` is what `Incremental.remember` gave,
+        `value` (3,) the normalised colour.
         """
-        engine = self.engine
+        inference = self.inference
         spans = {name: (part(y, *rows), part(x, *columns)) for name, (y, x) in self.spans.items()}
         changes: dict[str, Change] = {}
         left = Counter(self._uses)
-        for name in engine.order:
+        for name in inference.order:
             y, x = spans[name]
-            sources = engine.inputs[name]
+            sources = inference.inputs[name]
             below = [changes[source] for source in sources]
             if not y.length * x.length:  # no occluder reaches this map
-                values = value.new_zeros(y.length, x.length, engine.map_of(name)[0])
-            elif engine.graph.input == name:
+                values = value.new_zeros(y.length, x.length, inference.map_of(name)[0])
+            elif inference.graph.input == name:
                 values = value - differences.pick(memory[name], y, x)
             else:
                 values = self._step(name, below, memory, y, x)
@@ -219,7 +227,7 @@ class Sweep:
                 left[source] -= 1
                 if not left[source]:
                     del changes[source]
-        return {name: changes[name] for name in engine.targets}
+        return {name: changes[name] for name in inference.targets}
 
     def _step(
         self,
@@ -229,27 +237,27 @@ class Sweep:
         rows: Spans,
         columns: Spans,
     ) -> torch.Tensor:
-        engine = self.engine
-        change, source = below[0], engine.inputs[name][0]
-        match engine.graph.nodes[name].operation:
+        inference = self.inference
+        change, source = below[0], inference.inputs[name][0]
+        match inference.graph.nodes[name].operation:
             case ops.Convolution():
-                filters, way = engine._filters[name], self._scatter[name]
-                values = convolve(change, filters, way, rows, columns)
+                filters, way = inference._filters[name], self._scatter[name]
+                values = differences.convolve(change, filters, way, rows, columns)
             case ops.BatchNorm(scale=scale):
                 values = change.values * scale
             case ops.Rectification() | ops.Pointwise() | ops.Normalisation():
                 maps = memory[source], memory.get(name)
-                values = differences.pointwise(change, *maps, engine._functions[name])
+                values = differences.pointwise(change, *maps, inference._functions[name])
             case ops.MaxPool(window=window):
                 maps = memory[source], memory[name]
-                rectified = source not in engine.graph.nodes[name].inputs
+                rectified = source not in inference.graph.nodes[name].inputs
                 values = differences.max_pool(change, *maps, window, rectified, rows, columns)
             case ops.AveragePool() as pool:
                 values = differences.average_pool(change, pool, rows, columns)
             case ops.Linear(weight=weight):
-                values = differences.linear(change, engine.weights(name, weight))
+                values = differences.linear(change, inference.weights(name, weight))
             case ops.Flatten():
-                _, height, width = engine.map_of(source)
+                _, height, width = inference.map_of(source)
                 flat = differences.flatten(change, (0, height), (0, width)).permute(0, 3, 1, 2)
                 values = flat.reshape(rows.count, columns.count, -1)
             case ops.Add():
@@ -262,7 +270,7 @@ class Sweep:
 
     def _numbers(self, name: str) -> int:
         """What the change of a node holds at all positions; a flattened one the whole map."""
-        channels, height, width = self.engine.map_of(name)
+        channels, height, width = self.inference.map_of(name)
         if name in self._flattened:
             return height * width * channels * len(self.grid.rows) * len(self.grid.columns)
         rows, columns = self.spans[name]
@@ -270,14 +278,17 @@ class Sweep:
 
     def _is_scattered(self, name: str) -> bool:
         """Which way to apply the filters takes less time."""
-        filters = self.engine._filters[name]
+        filters = self.inference._filters[name]
+        # Scattering multiplies each changed input with every tap and adds up the products;
+        # gathering collects the inputs of each changed output. Fewer changed inputs than outputs
+        # make the first the better one, unless adding up costs more than it saves.
         before, after = (
             rows.length * columns.length
-            for rows, columns in (self.spans[self.engine.inputs[name][0]], self.spans[name])
+            for rows, columns in (self.spans[self.inference.inputs[name][0]], self.spans[name])
         )
         height, width = filters.window.kernel
         stride = filters.window.stride[0] * filters.window.stride[1]
-        inputs = self.engine.map_of(self.engine.inputs[name][0])[0]
+        inputs = self.inference.map_of(self.inference.inputs[name][0])[0]
         each, outputs = inputs // filters.groups, filters.channels
         if each < LEAST_CHANNELS:
             return False

@@ -21,6 +21,7 @@ from zfscale.analyses.correspondence.occluders import (
     OCCLUDERS,
     CoveredBox,
     Only,
+    parts_in_input,
     random_box,
 )
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, chosen
@@ -131,8 +132,8 @@ class Correspondence(Analysis[Options]):
             named = choice if isinstance(choice, str) else choice.model_dump()
             raise UsageError(
                 f"analyses.{self.name}: {len(images)} images were chosen by {named}, and "
-                f"{len(parts_of)} of them have boxes of parts, none of which can be used: name a file "
-                "of boxes with `parts`, choose other `images` or parts (`only`), or leave "
+                f"{len(parts_of)} of them have boxes of parts, none of which can be used: name a "
+                "file of boxes with `parts`, choose other `images` or parts (`only`), or leave "
                 "correspondence out of the job"
             )
         size = self._task_images(view, max(len(parts) for _, parts in with_parts))

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 # test processes, more threads than cores would only wait for each other.
 _THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray reads it when it is first imported, by whatever test: embedded Ray stays on the loopback.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -5,9 +5,11 @@ Knows nothing of images but the endings of their names. Errors are those of `acc
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
+import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -203,7 +205,13 @@ def exists(uri: str) -> bool:
     """Whether there is a file or folder."""
     fs, path = locate(uri)
     with reaching(uri):
-        return bool(fs.exists(path))
+        if is_web(uri):
+            return bool(fs.exists(path))
+        try:  # `exists` of fsspec would take every error for a no
+            fs.info(path)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def version(uri: str) -> str | None:
@@ -215,6 +223,7 @@ def version(uri: str) -> str | None:
         return _version(fs.info(path))
 
 
+@functools.cache
 def local_copy(url: str) -> str:
     """The path of a file on this machine's disk: the file itself where it is there, else a copy
     that lasts as long as the process.
@@ -222,8 +231,16 @@ def local_copy(url: str) -> str:
     here = local_path(url)
     if here is not None:
         return here
+    fs, path = locate(url)
+    target = f"{tempfile.mkdtemp(dir=_copies().name)}/{name(path)}"
     with reaching(url):
-        return str(fsspec.open_local(f"simplecache::{url}"))
+        fs.get_file(path, target)
+    return target
+
+
+@functools.cache
+def _copies() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="zfscale-")
 
 
 def expand(pattern: str) -> list[Place]:

@@ -283,13 +283,6 @@ def _single(fs: fsspec.AbstractFileSystem, path: str, uri: str) -> Entry:
     return _remote_entry(fs, path, fs.info(path))
 
 
-def matching(pattern: str) -> tuple[Entry, ...]:
-    """The files (not the folders) that a glob matches, sorted by URI."""
-    fs, path = locate(pattern)
-    with reaching(pattern):
-        return _loose(fs, fs.glob(path, detail=True))
-
-
 def _loose(
     fs: fsspec.AbstractFileSystem, matches: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Entry, ...]:

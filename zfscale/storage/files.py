@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from zfscale.errors import UsageError
 from zfscale.storage.access import reaching
-from zfscale.storage.remote import CHUNK, RemoteFile
+from zfscale.storage.remote import CHUNK, RemoteFile, fetch, size_now
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif"),
@@ -152,14 +152,7 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
             return file.read(length)
     fs, path = locate(uri)
     with reaching(uri):
-        try:
-            return bytes(fs.cat_file(path, start=offset, end=offset + length))
-        except FileNotFoundError:
-            raise
-        except OSError:
-            if offset >= int(fs.size(path) or 0):
-                return b""  # Stores refuse a range that begins behind the end.
-            raise
+        return fetch(fs, path, offset, offset + length)
 
 
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -198,7 +191,7 @@ def size(uri: str) -> int:
     """Bytes in a file."""
     fs, path = locate(uri)
     with reaching(uri):
-        return int(fs.size(path) or 0)
+        return size_now(fs, path)
 
 
 def exists(uri: str) -> bool:

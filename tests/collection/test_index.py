@@ -6,10 +6,12 @@ import json
 import os
 import socket
 import tarfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import badfiles
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +19,8 @@ import pytest
 from collected import Collected, collect, index, read_all, samples_of, select
 
 from zfscale import collection as sources
-from zfscale.errors import UsageError
-from zfscale.records import Reason
+from zfscale.errors import IntegrityError, UsageError
+from zfscale.records import ImageRef, Reason
 from zfscale.storage import files, remote
 
 Literal = list[tuple[str, int | None, bytes]]
@@ -353,3 +355,52 @@ def test_rows_choose_what_is_read(tmp_path: Path) -> None:
 
 def test_chunks_are_large() -> None:
     assert remote.CHUNK >= 4 << 20
+
+
+@pytest.mark.slow
+def test_s3_equals_the_disk(s3_server: str, tmp_path: Path, monkeypatch) -> None:
+    """Every format, and a file that shrinks, by the requests of a real client."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    folder = tmp_path / "set"
+    for name in ("tars", "classes/a/deep", "classes/b", "rows"):
+        (folder / name).mkdir(parents=True)
+    write_tar(folder / "tars" / "a.tar")
+    badfiles.write_tar(folder / "tars" / "b.tar", 5)
+    badfiles.write_bad(folder / "classes" / "a" / "deep")
+    badfiles.write_bad(folder / "classes" / "b")
+    cells = [{"bytes": b"%d" % row * 1000, "path": f"{row}.png"} for row in range(50)]
+    pq.write_table(pa.table({"image": cells, "label": range(50)}), folder / "rows" / "a.pq")
+    bucket = f"index-{uuid.uuid4().hex}"
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.mkdir(bucket)
+    fs.put(str(folder), f"{bucket}/set", recursive=True)
+
+    def outcomes(samples: Any) -> list[Any]:
+        return [(s.key, s.label, s.data, s.reason, s.ref.offset, s.ref.length) for s in samples]
+
+    for name in ("tars", "classes", "rows"):
+        url = f"s3://{bucket}/set/{name}"
+        found = read_all(url)
+        assert outcomes(found) == outcomes(read_all(folder / name))
+        assert all(sample.ref.uri.startswith(url) for sample in found)
+        good = next(sample for sample in found if sample.data is not None)
+        assert sources.fetch(good.ref) == good.data
+
+    (shard, _) = collect(f"s3://{bucket}/set/tars")
+    fs.pipe_file(f"{bucket}/set/tars/a.tar", (folder / "tars" / "a.tar").read_bytes()[:100_000])
+    reasons = [sample.reason for sample in shard.read()]
+    assert reasons[0] is None
+    assert reasons[-1] is Reason.TRUNCATED
+    with pytest.raises(IntegrityError, match="no image there"):
+        sources.fetch(collected_ref(shard, -1))
+    fs.rm_file(f"{bucket}/set/tars/a.tar")
+    assert {sample.reason for sample in shard.read()} == {Reason.UNREADABLE}
+
+
+def collected_ref(shard: Collected, place: int) -> ImageRef:
+    """The reference of one row."""
+    offset, length = (int(shard.rows[name][place]) for name in ("offset", "length"))
+    return ImageRef(shard.shard.uri, offset, length)

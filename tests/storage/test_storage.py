@@ -1,15 +1,22 @@
 """One contract for every storage."""
 
+import ast
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
+import zarr
 
 from zfscale.errors import UsageError
+from zfscale.storage import _plugins as plugins
 from zfscale.storage import base as stores
-from zfscale.storage import open_storage
+from zfscale.storage import files, open_storage
 from zfscale.storage.base import file, probe
+from zfscale.storage.objects import ObjectStore
 
 
 class TestEveryStorage:
@@ -69,6 +76,37 @@ class TestEveryStorage:
             storage.read("a")
         with pytest.raises(FileNotFoundError):
             stores.checksum(storage, "a")
+
+    def test_write_replaces(self, storage):
+        storage.write("a/one", b"old")
+        storage.write("a/one", b"new")
+        storage.write("a/b/two", b"2")
+        assert storage.read("a/one") == b"new"
+        assert storage.list() == ["a/b/two", "a/one"]
+
+    def test_open_seeks(self, storage):
+        data = bytes(range(250))
+        storage.publish("a", data)
+        with storage.open("a") as stream:
+            stream.seek(-20, os.SEEK_END)
+            assert stream.read(5) == data[230:235]
+            stream.seek(3)
+            assert stream.read() == data[3:]
+        with pytest.raises(FileNotFoundError):
+            storage.open("none")
+
+    def test_zarr_reads_arrays(self, storage):
+        values = np.arange(24, dtype=np.float32).reshape(4, 6)
+        memory = {}
+        group = zarr.create_group(zarr.storage.MemoryStore(memory))
+        group.create_array("deep/er", shape=(4, 6), dtype="f4", chunks=(2, 3))[:] = values
+        for path, data in memory.items():
+            storage.publish(f"x.zarr/{path}", data.to_bytes())
+        array = zarr.open_array(storage.zarr_store("x.zarr"), path="deep/er", mode="r")
+        np.testing.assert_array_equal(array[:], values)
+        np.testing.assert_array_equal(array[1:3, 2], values[1:3, 2])
+        with pytest.raises(ValueError, match=r"read.only"):
+            array[0] = 1
 
     def test_delete(self, storage):
         storage.publish("a/b", b"")
@@ -164,3 +202,53 @@ def test_probe_refuses_a_disk_without_links(directory, monkeypatch):
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(UsageError, match="cannot write results here"):
         probe(directory)
+
+
+class Flaky(ObjectStore):
+    """A store whose conditional write has a name of its own."""
+
+    def create(self, path, data):
+        if self.exists(path):
+            return False
+        self.publish(path, data)
+        return True
+
+
+def test_a_storage_of_another_package_is_found_by_its_scheme(tmp_path, monkeypatch):
+    info = tmp_path / "other_store-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-store\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[zfscale.storages]\nmemory = {__name__}:Flaky.at\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.cache_clear()
+    try:
+        storage = open_storage("memory://other/run")
+        assert isinstance(storage, Flaky)
+        probe(storage)
+        assert not isinstance(open_storage("s3://bucket/run"), Flaky)
+    finally:
+        plugins.cache_clear()
+
+
+def test_the_protocol_knows_no_implementation():
+    """One can be added without touching it, and nothing is imported in a circle."""
+    tree = ast.parse(Path(stores.__file__).read_text())
+    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert [name for name in imported if name.startswith("zfscale.storage")] == []
+
+
+def test_local_copy_of_a_url(tmp_path):
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/copies/a.safetensors", b"weights")
+    try:
+        copy = Path(files.local_copy("memory://copies/a.safetensors"))
+        assert copy.read_bytes() == b"weights"
+        assert copy.name == "a.safetensors"
+        assert files.local_copy("memory://copies/a.safetensors") == str(copy)
+    finally:
+        fs.rm("/copies", recursive=True)
+    with pytest.raises(FileNotFoundError):
+        files.local_copy("memory://copies/absent")
+    here = tmp_path / "b"
+    here.write_bytes(b"1")
+    assert files.local_copy(str(here)) == files.local_copy(f"file://{here}") == str(here)

@@ -5,9 +5,11 @@ Knows nothing of images but the endings of their names. Errors are those of `acc
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
+import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from zfscale.errors import UsageError
 from zfscale.storage.access import reaching
-from zfscale.storage.remote import CHUNK, RemoteFile
+from zfscale.storage.remote import CHUNK, RemoteFile, fetch, size_now
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif"),
@@ -150,14 +152,7 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
             return file.read(length)
     fs, path = locate(uri)
     with reaching(uri):
-        try:
-            return bytes(fs.cat_file(path, start=offset, end=offset + length))
-        except FileNotFoundError:
-            raise
-        except OSError:
-            if offset >= int(fs.size(path) or 0):
-                return b""  # Stores refuse a range that begins behind the end.
-            raise
+        return fetch(fs, path, offset, offset + length)
 
 
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -196,14 +191,20 @@ def size(uri: str) -> int:
     """Bytes in a file."""
     fs, path = locate(uri)
     with reaching(uri):
-        return int(fs.size(path) or 0)
+        return size_now(fs, path)
 
 
 def exists(uri: str) -> bool:
     """Whether there is a file or folder."""
     fs, path = locate(uri)
     with reaching(uri):
-        return bool(fs.exists(path))
+        if is_web(uri):
+            return bool(fs.exists(path))
+        try:  # `exists` of fsspec would take every error for a no
+            fs.info(path)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def version(uri: str) -> str | None:
@@ -215,6 +216,7 @@ def version(uri: str) -> str | None:
         return _version(fs.info(path))
 
 
+@functools.cache
 def local_copy(url: str) -> str:
     """The path of a file on this machine's disk: the file itself where it is there, else a copy
     that lasts as long as the process.
@@ -222,8 +224,16 @@ def local_copy(url: str) -> str:
     here = local_path(url)
     if here is not None:
         return here
+    fs, path = locate(url)
+    target = f"{tempfile.mkdtemp(dir=_copies().name)}/{name(path)}"
     with reaching(url):
-        return str(fsspec.open_local(f"simplecache::{url}"))
+        fs.get_file(path, target)
+    return target
+
+
+@functools.cache
+def _copies() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="zfscale-")
 
 
 def expand(pattern: str) -> list[Place]:
@@ -264,13 +274,6 @@ def _single(fs: fsspec.AbstractFileSystem, path: str, uri: str) -> Entry:
             raise UsageError(f"images: {path}: is {_kind_of(Path(path).stat())}, expected a file")
         return replace(entry, uri=uri)
     return _remote_entry(fs, path, fs.info(path))
-
-
-def matching(pattern: str) -> tuple[Entry, ...]:
-    """The files (not the folders) that a glob matches, sorted by URI."""
-    fs, path = locate(pattern)
-    with reaching(pattern):
-        return _loose(fs, fs.glob(path, detail=True))
 
 
 def _loose(

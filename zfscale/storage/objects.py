@@ -78,7 +78,10 @@ class ObjectStore:
     def exists(self, path: str) -> bool:
         with reaching(self.url):
             self.fs.invalidate_cache()
-            return bool(self.fs.isfile(self._at(path)))
+            try:  # `isfile` of fsspec would take every error for a no
+                return bool(self.fs.info(self._at(path))["type"] == "file")
+            except FileNotFoundError:
+                return False
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         start = self._at(prefix) if prefix else self.root

@@ -13,6 +13,24 @@ CHUNK = 8 << 20
 """Bytes of one request where a file is read in order."""
 
 
+def size_now(fs: fsspec.AbstractFileSystem, path: str) -> int:
+    """Bytes in a file, whatever an earlier listing said."""
+    fs.invalidate_cache(fs._parent(path))
+    return int(fs.size(path) or 0)
+
+
+def fetch(fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+    """The bytes from `start` to `stop` of a file, or fewer where it ends before."""
+    try:
+        return bytes(fs.cat_file(path, start=start, end=stop))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError:
+        if start >= size_now(fs, path):  # Stores refuse a range that begins behind the end.
+            return b""
+        raise
+
+
 class RemoteFile(io.RawIOBase):
     """A file behind an fsspec URL, for reading.
 
@@ -31,7 +49,7 @@ class RemoteFile(io.RawIOBase):
     ) -> None:
         self._fs, self._path, self._url, self._chunk = fs, path, url, chunk
         with reaching(url):
-            self.size = int(fs.size(path) or 0)
+            self.size = size_now(fs, path)
         self._stop = self.size if stop is None else min(stop, self.size)
         self._at = 0
         self._begin = 0  # of what is held
@@ -82,4 +100,4 @@ class RemoteFile(io.RawIOBase):
 
     def _fetch(self, start: int, stop: int) -> bytes:
         with reaching(self._url):
-            return bytes(self._fs.cat_file(self._path, start=start, end=stop))
+            return fetch(self._fs, self._path, start, stop)

@@ -165,14 +165,13 @@ def _entries(shard: Shard) -> list[Entry]:
     """The images of a shard in order."""
     if shard.class_folder:
         return files.walk(shard.uri, SUFFIXES)
-    places = files.expand(shard.uri)
-    if len(places) == 1 and places[0].uri == shard.uri and places[0].kind == "folder":
-        return files.walk(shard.uri, SUFFIXES, recursive=False)
-    if len(places) == 1 and places[0].kind == "file":
-        return list(places[0].files)
-    if not places and not any(character in shard.uri for character in "*?["):
-        raise FileNotFoundError(shard.uri)
-    return [entry for entry in files.matching(shard.uri) if _is_image(entry.uri)]
+    for place in files.expand(shard.uri):
+        if place.uri == shard.uri:
+            if place.kind == "folder":
+                return files.walk(shard.uri, SUFFIXES, recursive=False)
+            one = place.kind == "file"  # whatever its name: it was asked for
+            return [entry for entry in place.files if one or _is_image(entry.uri)]
+    raise FileNotFoundError(shard.uri)
 
 
 def index(shard: Shard, warn: Warn) -> Iterator[Sample]:  # noqa: ARG001  (nothing to warn of)

@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zfscale.collection import classes
@@ -27,7 +28,10 @@ from zfscale.storage.remote import CHUNK
 SUFFIXES = (".parquet", ".pq")
 
 ROWS = 32
-"""Rows held at a time while a row group streams."""
+"""Rows whose images are held at a time while a row group streams."""
+
+DESCRIBED = 4096
+"""Rows whose paths and labels are held at a time."""
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "photo", "bytes", "data")
 LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label", "target")
@@ -110,22 +114,60 @@ def _described(
     file: pq.ParquetFile, uri: str, group: int, first: int, columns: _Columns
 ) -> Iterator[Sample]:
     """The samples of a row group without their data; fewer where it is damaged."""
-    rows = file.metadata.row_group(group).num_rows
+    absent = list(_without_image(file, group, columns.image))
+    done = 0
+    for size in (DESCRIBED, ROWS):  # where many at once are damaged, fewer may be whole
+        row = 0
+        for text, label in _descriptions(file, group, columns, size):
+            if done <= row < len(absent):
+                yield Sample(
+                    first + row,
+                    text or f"{files.name(uri)}#{first + row}",
+                    classes.known(label),
+                    ImageRef(uri, row_group=group, row=row),
+                    reason=Reason.NO_IMAGE if absent[row] else None,
+                )
+                done += 1
+            row += 1
+        if row == len(absent):
+            return
+
+
+def _descriptions(
+    file: pq.ParquetFile, group: int, columns: _Columns, size: int
+) -> Iterator[tuple[str | None, Any]]:
+    """Path and label of the rows of a row group, None for what is not there, up to its damage."""
     path = _leaf(file, columns.image, "path")
     names = [name for name in (path, columns.label) if name is not None]
-    missing = _without_image(file, group, columns.image)
-    described = _cells(file, group, names) if names else iter([{}] * rows)
-    for row, (cells, absent) in enumerate(zip(described, missing, strict=False)):
-        image = cells[columns.image] if path and columns.image else None
-        text = _text(image["path"]) if image is not None and image.is_valid else ""
-        label = cells[columns.label].as_py() if columns.label else None
-        yield Sample(
-            first + row,
-            text or f"{files.name(uri)}#{first + row}",
-            classes.known(label),
-            ImageRef(uri, row_group=group, row=row),
-            reason=Reason.NO_IMAGE if absent else None,
-        )
+    if not names:
+        yield from [(None, None)] * file.metadata.row_group(group).num_rows
+        return
+    for batch in _batches(file, group, names, size):
+        none = [None] * batch.num_rows
+        texts = _texts(pc.struct_field(batch[columns.image], "path")) if path else none
+        labels = batch[columns.label].to_pylist() if columns.label else none
+        yield from zip(texts, labels, strict=True)
+
+
+def _batches(
+    file: pq.ParquetFile, group: int, names: list[str], size: int
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a row group, `size` rows at a time, up to where it is damaged."""
+    with _damage_tolerated():
+        yield from file.iter_batches(size, row_groups=[group], columns=names)
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """Damaged text is no reason to lose the image."""
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [
+            cell.as_buffer().to_pybytes().decode(errors="backslashreplace")
+            if cell.is_valid
+            else None
+            for cell in column
+        ]
 
 
 def _leaf(file: pq.ParquetFile, column: str | None, field: str) -> str | None:
@@ -143,14 +185,6 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _cells(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[dict[str, pa.Scalar]]:
-    """The rows of a row group, up to where it is damaged."""
-    with _damage_tolerated():
-        for batch in file.iter_batches(ROWS, row_groups=[group], columns=names):
-            for row in range(batch.num_rows):
-                yield {name: batch[name][row] for name in batch.schema.names}
-
-
 def _without_image(file: pq.ParquetFile, group: int, column: str | None) -> Iterator[bool]:
     """For each row of a row group, whether it has no image.
 
@@ -162,8 +196,8 @@ def _without_image(file: pq.ParquetFile, group: int, column: str | None) -> Iter
     elif _nulls(file, group, column) == 0:
         yield from [False] * rows
     else:
-        for cells in _cells(file, group, [column]):
-            yield _bytes(cells[column]) is None
+        for batch in _batches(file, group, [column], ROWS):
+            yield from (_bytes(cell) is None for cell in batch[column])
 
 
 def _nulls(file: pq.ParquetFile, group: int, column: str) -> int | None:
@@ -195,13 +229,16 @@ def read(shard: Shard, samples: Sequence[Sample]) -> Iterator[Sample]:
 def _images(
     file: pq.ParquetFile, group: int, image: str, wanted: dict[int | None, Sample]
 ) -> Iterator[Sample]:
-    for row, cells in enumerate(_cells(file, group, [image])):
-        sample = wanted.pop(row, None)
-        if sample is not None:
-            data = _bytes(cells[image])
-            yield replace(sample, data=data, reason=Reason.NO_IMAGE if data is None else None)
+    first = 0
+    for batch in _batches(file, group, [image], ROWS):
+        for row, cell in enumerate(batch[image], first):
+            sample = wanted.pop(row, None)
+            if sample is not None:
+                data = _bytes(cell)
+                yield replace(sample, data=data, reason=Reason.NO_IMAGE if data is None else None)
         if not wanted:
             return
+        first += batch.num_rows
 
 
 def _bytes(image: pa.Scalar | None) -> bytes | None:
@@ -211,11 +248,6 @@ def _bytes(image: pa.Scalar | None) -> bytes | None:
         return None
     data: bytes | None = image.as_py()
     return data
-
-
-def _text(cell: pa.Scalar) -> str:
-    """The text of a cell, or nothing. Damaged text is no reason to lose the image."""
-    return cell.as_buffer().to_pybytes().decode(errors="backslashreplace") if cell.is_valid else ""
 
 
 def fetch(uri: str, group: int, row: int) -> bytes | None:

@@ -244,7 +244,7 @@ def test_embedded_ray_listens_on_loopback_only_and_leaves_nothing_behind(tmp_pat
         assert len(listening) >= 4  # gcs, raylet, two workers
         assert {address for address in listening if "127.0.0.1" not in address} == set()
         # A token of our own, unless another test had Ray imported before: then there is none.
-        assert os.environ.get("RAY_AUTH_TOKEN") == session_module._token().get("RAY_AUTH_TOKEN")
+        assert os.environ.get("RAY_AUTH_TOKEN") == session_module._embedded_token().get("RAY_AUTH_TOKEN")
     deadline = time.monotonic() + 20
     while (left := descendants(os.getpid()) & family) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -181,11 +181,10 @@ def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> No
         submit.connect("http://127.0.0.1:9")
 
 
-def test_following_shows_the_log_and_waits_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "POLL", 0.0)
+def test_following_shows_the_log_and_waits_for_the_end() -> None:
     shown: list[str] = []
     client = FakeClient(info("RUNNING"), info("RUNNING"), info("FAILED", code=3))
-    end = submit.follow(client, "raysubmit_1", shown.append)
+    end = submit.follow(client, "raysubmit_1", shown.append, poll=0.0)
     assert shown == ["one\n", "two\n"]
     assert (end.status, end.exit_code, end.over) == ("FAILED", 3, True)
 
@@ -205,12 +204,17 @@ def test_an_unknown_job_is_a_usage_error() -> None:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """The dashboard of a Ray head on loopback that asks for a token, and our environment for it."""
+    """Dashboard and environment of a Ray head on loopback, started after its documentation.
+
+    It asks for the token in ~/.ray/auth_token since there is one; nothing else is set.
+    """
     ports = free_ports(4)
     folder = Path("/tmp") / f"zfscale-test-{os.getpid()}"  # sockets need a short path
+    (folder / ".ray").mkdir(parents=True)
+    (folder / ".ray" / "auth_token").write_text("0123456789abcdef" * 2)
     environment = {name: value for name, value in os.environ.items() if "RAY_" not in name} | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0123456789abcdef" * 2,
+        "HOME": str(folder),
+        "HEAD": f"127.0.0.1:{ports[0]}",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         # The job's command is `python`: the one with our libraries.
@@ -221,7 +225,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         "--node-ip-address=127.0.0.1", f"--port={ports[0]}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}",
         f"--dashboard-agent-listen-port={ports[2]}", f"--metrics-export-port={ports[3]}",
-        "--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}",
+        "--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}/ray",
     ]  # fmt: skip
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -276,11 +280,7 @@ def test_a_job_on_a_real_cluster(
         "from zfscale.models.networks.zfnet_mini import PREPROCESSING, build as net\n"
         "def build():\n    return net(), PREPROCESSING\n"
     )
-    job = tmp_path / "job.yaml"
-    job.write_text(
-        f"run: {tmp_path}/run\nmodel: mynet:build\nweights: seed:0\n"
-        f"images: {parts_images}\nbatch: 8\nanalyses: {{scan: {{top_k: 2}}}}\n"
-    )
+    job = job_file(tmp_path, "mynet:build", parts_images)
     done = zf("submit", str(job), "--wait", "--set", "workers=1")
     assert done.returncode == 0, done.stdout + done.stderr
     submission = done.stdout.split()[0]
@@ -307,4 +307,36 @@ def test_a_job_on_a_real_cluster(
 
     refused = zf("list", RAY_AUTH_TOKEN="f" * 32)
     assert refused.returncode == 2
-    assert "Traceback" not in refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert "refuses the one in RAY_AUTH_TOKEN" in line
+
+
+@pytest.mark.slow
+def test_a_run_on_a_real_cluster(
+    head: tuple[str, dict[str, str]], parts_images: Path, tmp_path: Path
+) -> None:
+    _, environment = head
+    command = [
+        sys.executable, "-m", "zfscale", "run", "--address", environment["HEAD"],
+        str(job_file(tmp_path, "zfscale:zfnet-mini", parts_images)), "--set", "workers=1",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "60 images in = 60 ok" in done.stdout
+    environment = environment | {"RAY_AUTH_TOKEN_PATH": "/no/such"}
+    refused = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in refused.stderr.splitlines()[-1]
+
+
+def job_file(folder: Path, model: str, images: Path) -> Path:
+    file = folder / "job.yaml"
+    file.write_text(
+        f"run: {folder}/run\nmodel: {model}\nweights: seed:0\n"
+        f"images: {images}\nbatch: 8\nanalyses: {{scan: {{top_k: 2}}}}\n"
+    )
+    return file

@@ -1,6 +1,6 @@
-"""How a command ends: messages without tracebacks, exit codes, Ctrl-C.
+"""How a command ends: error messages without tracebacks, exit codes, Ctrl-C.
 
-Knows the errors of errors.py and those of click; not what any command does.
+Knows the errors of errors.py and those of click; not what a command does.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ INTERRUPTED = 130
 def exit_code(command: click.Command, arguments: Sequence[str] | None) -> int:
     """Run `command` and return the exit code of the process; errors are shown on stderr.
 
-    An error that is neither a ZfscaleError nor one of the operating system is a mistake of ours:
-    it keeps its traceback, and Python ends with 1.
+    An exception that is neither a ZfscaleError nor an OSError is a bug of this package: it is not
+    caught, so Python prints its traceback and ends with 1.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     context = None
     try:
         with interruptible(), command.make_context("zfscale", arguments.copy()) as context:
             command.invoke(context)
-    except click.exceptions.Exit as ending:
-        return ending.exit_code
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (ZfscaleError, OSError) as error:
-        return _told(error, context is not None and context.params.get("debug", False))
+        return _show_error(error, context is not None and context.params.get("debug", False))
     except KeyboardInterrupt:
         click.echo("zfscale: interrupted", err=True)
         return INTERRUPTED
     return 0
 
 
-def _told(error: ZfscaleError | OSError, debug: bool) -> int:
-    """Show an error in one message; its exit code."""
+def _show_error(error: ZfscaleError | OSError, debug: bool) -> int:
+    """Show an error in one message and return its exit code."""
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has enough of it; and nothing more shall be flushed to them.
+        # The reader of our output, e.g. `head`, has closed it: let nothing more be flushed there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if debug:
@@ -56,42 +56,42 @@ def _told(error: ZfscaleError | OSError, debug: bool) -> int:
     if isinstance(error, ZfscaleError):
         click.echo(f"zfscale: {error}", err=True)
         return error.exit_code
-    # A full disk, a place that may not be written, a server that does not answer.
-    click.echo(f"zfscale: {error}; what is finished is kept", err=True)
+    # A full disk, a directory that may not be written, a server that does not answer.
+    click.echo(f"zfscale: {error}; finished tasks are kept", err=True)
     return 1
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt once; the second one ends the process at once."""
+    """SIGINT and SIGTERM raise KeyboardInterrupt once; a second one ends the process at once."""
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    handlers_before = {number: signal.getsignal(number) for number in numbers}
 
-    def at_once(_number: int, _frame: FrameType | None) -> None:
+    def end_at_once(_number: int, _frame: FrameType | None) -> None:
         os._exit(INTERRUPTED)
 
-    def first(_number: int, _frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in numbers:
-            signal.signal(number, at_once)
+            signal.signal(number, end_at_once)
         raise KeyboardInterrupt
 
     for number in numbers:
-        signal.signal(number, first)
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Around a command that can be repeated to go on: say so when it is interrupted."""
+    """Wrap a command that resumes when it is repeated: if it is interrupted, print how."""
     try:
         yield
     except KeyboardInterrupt:
-        again = shlex.join(["zfscale", *sys.argv[1:]])
+        command = shlex.join(["zfscale", *sys.argv[1:]])
         click.echo(
-            f"zfscale: interrupted; what is finished is kept. Go on with:\n  {again}", err=True
+            f"zfscale: interrupted; finished tasks are kept. Resume with:\n  {command}", err=True
         )
         raise click.exceptions.Exit(INTERRUPTED) from None

@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
 
 def on_cluster(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options --address and --insecure, and with them a connected client."""
+    """Add the options --address and --insecure, and call the command with a connected client."""
 
     @click.option(
         "--address", required=True, metavar="URL", help="Ray dashboard, e.g. http://127.0.0.1:8265"
     )
-    @click.option(
-        "--insecure", is_flag=True, help="Use a remote cluster without a token of its own."
-    )
+    @click.option("--insecure", is_flag=True, help="Use a remote cluster without a token.")
     @wraps(command)
     def connected(address: str, insecure: bool, **options: Any) -> None:
         from zfscale.cluster import submit
@@ -37,7 +35,7 @@ def on_cluster(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.argument("job_file", metavar="JOB.yaml")
 @sets
-@click.option("--wait", is_flag=True, help="Show its log, and end as it ends.")
+@click.option("--wait", is_flag=True, help="Show its log, and end with its exit code.")
 @on_cluster
 def submit(client: Any, job_file: str, overrides: tuple[str, ...], wait: bool) -> None:
     """Start a job on a cluster, and print its id."""
@@ -50,43 +48,43 @@ def submit(client: Any, job_file: str, overrides: tuple[str, ...], wait: bool) -
     submission = cluster.submit(client, text, overrides, job_file)
     click.echo(submission)
     if wait:
-        state = cluster.follow(client, submission, _show)
-        _describe(state)
-        raise click.exceptions.Exit(_code(state))
+        state = cluster.follow(client, submission, _print_log)
+        _print_state(state)
+        raise click.exceptions.Exit(_exit_code(state))
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
 @on_cluster
 def status(client: Any, job_id: str) -> None:
-    """Print how a job stands."""
+    """Print the state of a job."""
     from zfscale.cluster import submit
 
-    _describe(submit.state(client, job_id))
+    _print_state(submit.state(client, job_id))
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+@click.option("--follow", is_flag=True, help="Keep printing until the job ends.")
 @on_cluster
 def logs(client: Any, job_id: str, follow: bool) -> None:
-    """Print what a job has printed."""
+    """Print the log of a job."""
     from zfscale.cluster import submit
 
     if follow:
-        submit.follow(client, job_id, _show)
+        submit.follow(client, job_id, _print_log)
     else:
-        _show(submit.logs(client, job_id))
+        _print_log(submit.logs(client, job_id))
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
 @on_cluster
 def stop(client: Any, job_id: str) -> None:
-    """Stop a job; the same job file goes on with it."""
+    """Stop a job; submitting the same job file again resumes it."""
     from zfscale.cluster import submit
 
-    click.echo("stopping" if submit.stop(client, job_id) else "it had ended before")
+    click.echo("stopping" if submit.stop(client, job_id) else f"{job_id} had ended before")
 
 
 @click.command("list")
@@ -96,21 +94,21 @@ def list_(client: Any) -> None:
     from zfscale.cluster import submit
 
     for state in submit.jobs(client):
-        _describe(state)
+        _print_state(state)
 
 
-def _show(text: str) -> None:
+def _print_log(text: str) -> None:
     click.echo(text, nl=False)
 
 
-def _describe(state: JobState) -> None:
+def _print_state(state: JobState) -> None:
     started = state.started.isoformat(timespec="seconds") if state.started else "not started"
     code = "" if state.exit_code is None else f"  exit code {state.exit_code}"
     click.echo(f"{state.id}  {state.status}  {started}{code}  {state.message}".rstrip())
 
 
-def _code(state: JobState) -> int:
-    """The exit code of the remote command, or 1 where the cluster does not know it."""
+def _exit_code(state: JobState) -> int:
+    """The exit code of the remote command, or 1 if the cluster does not know it."""
     if state.status == "SUCCEEDED":
         return 0
     return state.exit_code or 1

@@ -1,6 +1,6 @@
-"""A connection to Ray: an embedded one that lives and dies with this process, or a cluster's.
+"""A connection to Ray: an embedded Ray that lives and dies with this process, or a cluster.
 
-Knows how Ray is started and stopped; not what runs on it.
+Knows how Ray is started, joined and stopped; not what runs on it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
+from zfscale.cluster.authentication import ensure_token, head_refuses, must_be_told
 from zfscale.errors import UsageError, ZfscaleError
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE = 96 * 2**20
-"""Bytes. Only tasks and receipts travel, and Ray takes no less than 75 MiB."""
+"""Bytes. Only tasks and receipts pass through it, and Ray takes no less than 75 MiB."""
 
 _EMBEDDED = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,11 +33,12 @@ _EMBEDDED = {
 
 
 @cache
-def _token() -> Mapping[str, str]:
-    """A password of embedded Ray, decided once: Ray keeps what it sees at its first import.
+def _embedded_token() -> Mapping[str, str]:
+    """Variables with a token for embedded Ray, drawn once per process.
 
-    Other users of this machine reach its loopback, too: they are asked for a token that only
-    this process and its children know. Where Ray was imported before, it is too late for one.
+    Other users of this machine can reach its loopback interface, too: Ray asks them for a token
+    that only this process and its children know. Ray reads these variables when it is first
+    imported, so a process that has imported it before keeps what it read then.
     """
     if "ray" in sys.modules:
         return {}
@@ -57,16 +60,21 @@ def ray_module() -> Any:
 def session(address: str | None, at_least_cpus: int = 0) -> Iterator[Any]:
     """Connect, yield the module `ray`, disconnect.
 
-    Embedded Ray counts the cores of this machine, or `at_least_cpus` where that is more.
+    `address` None starts an embedded Ray, which counts the cores of this machine, or
+    `at_least_cpus` where that is more. Raises UsageError if no cluster answers at `address`, or
+    if it asks for a token that this process does not have.
     """
     with ExitStack() as stack:
         if address is None:
-            # Of our own, so that no other user can open its sockets, no other program takes this
+            # A folder of our own: no other user can open its sockets, no other program takes this
             # Ray for a cluster to join, and its logs go with it. Sockets need a short path.
             folder = stack.enter_context(
                 TemporaryDirectory(prefix="zfscale-", dir="/tmp", ignore_cleanup_errors=True)
             )
-            stack.enter_context(_environment({**_EMBEDDED, **_token()}))
+            stack.enter_context(_environment({**_EMBEDDED, **_embedded_token()}))
+        elif address != "auto":
+            # Before Ray is imported: it reads then whether it has to send a token.
+            ensure_token(f"--address {address}", _host(address), partial(head_refuses, address))
         ray = ray_module()
         stack.callback(ray.shutdown)
         with _handler_kept(signal.SIGTERM):
@@ -74,7 +82,7 @@ def session(address: str | None, at_least_cpus: int = 0) -> Iterator[Any]:
                 _start_embedded(ray, at_least_cpus, folder)
             else:
                 _join(ray, address)
-        # Ray prints on stdout what befalls its processes; the pool says it in its own words.
+        # Ray prints on stdout what happens to its processes; the pool reports it by itself.
         ray._private.worker._worker_logs_enabled = False
         yield ray
 
@@ -90,19 +98,29 @@ def _start_embedded(ray: Any, at_least_cpus: int, folder: str) -> None:
         _node_ip_address=LOOPBACK,
         _temp_dir=folder,
     )
-    found = ray.util.get_node_ip_address()
-    if found != LOOPBACK:
+    node_address = ray.util.get_node_ip_address()
+    if node_address != LOOPBACK:
         raise ZfscaleError(
-            f"embedded Ray would listen on {found} instead of {LOOPBACK}, because Ray was imported "
-            "before: set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in the environment, or import it later"
+            f"embedded Ray would listen on {node_address} instead of {LOOPBACK}, because Ray was "
+            "imported before: set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in the environment, or "
+            "import Ray later"
         )
 
 
 def _join(ray: Any, address: str) -> None:
     try:
+        if address == "auto":
+            # Ray sends the token of this machine to a cluster that it finds by itself. Ask anyway:
+            # where there is none, Ray would try for half a minute and say that nothing answers.
+            head = ray._private.services.canonicalize_bootstrap_address(address)
+            must_be_told("--address auto", _host(head), partial(head_refuses, head))
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except ConnectionError as error:
         raise UsageError(f"--address {address}: no Ray cluster answers there: {error}") from error
+
+
+def _host(address: str) -> str:
+    return urlsplit(address if "//" in address else f"//{address}").hostname or ""
 
 
 @contextmanager

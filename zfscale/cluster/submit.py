@@ -1,7 +1,7 @@
-"""A whole job sent to a cluster through Ray's job API, and what can be asked about it then.
+"""A whole job sent to a cluster through Ray's job API, and what can be asked about it afterwards.
 
-Knows what travels: the job file by its hash, this package, the module of a model that lies in
-the current directory, a fixed command line; no secrets.
+Knows what is sent: the job file under the hash of its text, this package, the module of a model
+that lies in the current directory, a fixed command line; no secrets.
 Not what the job does: on the cluster it is an ordinary `zfscale run`.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.metadata
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -19,29 +21,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import zfscale
 from zfscale import analyses
+from zfscale.cluster.authentication import (
+    dashboard_refuses,
+    ensure_token,
+    find_token,
+    sends_token,
+)
 from zfscale.cluster.session import ray_module
+from zfscale.engine.resolve import option_files
 from zfscale.errors import UsageError
 from zfscale.job import Job, parse
 
-MARK = "zfscale_version"
-"""Metadata by which our jobs are told from others of the cluster."""
+VERSION_KEY = "zfscale_version"
+"""Metadata by which our jobs are told from other jobs of the cluster."""
 TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-POLL = 2.0
-"""Seconds between questions while waiting."""
-
 Client = Any
 """A `ray.job_submission.JobSubmissionClient`."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A submitted job. `exit_code` is that of `zfscale run`, None until it has ended."""
+    """State of a submitted job. `exit_code` is that of `zfscale run`, None until it has ended."""
 
     id: str
     status: str
@@ -59,10 +66,13 @@ class JobState:
 def connect(address: str, insecure: bool = False) -> Client:
     """A client of the job server at `address`, e.g. http://127.0.0.1:8265.
 
-    Raises UsageError for an address that no password protects, one that the environment
-    contradicts, or one that does not answer.
+    Raises UsageError for a remote address without a token, one that the environment contradicts,
+    one that does not answer, or one that refuses our token. A cluster on this machine is sent the
+    token of this machine if it asks for one.
     """
     _check_address(address, insecure, os.environ)
+    host = urlsplit(address).hostname or ""
+    ensure_token(f"--address {address}", host, partial(dashboard_refuses, address))
     ray = ray_module()
     from ray.job_submission import JobSubmissionClient
 
@@ -78,8 +88,9 @@ def connect(address: str, insecure: bool = False) -> Client:
 def submit(client: Client, text: str, overrides: Sequence[str] = (), place: str = "job") -> str:
     """Start the job file `text` on the cluster and return the id of the submission.
 
-    The job is checked here first: what it names must mean the same on every machine. The module
-    of a model's factory goes along if it lies in the current directory.
+    The job is checked here first: every path in it must mean the same on all machines. The module
+    of a model is sent along if it lies in the current directory. `place` names the file in
+    messages. Raises UsageError.
     """
     job = parse(text, place, tuple(overrides))
     _check_paths(job, place)
@@ -95,70 +106,83 @@ def submit(client: Client, text: str, overrides: Sequence[str] = (), place: str 
                 "py_modules": [str(Path(zfscale.__file__).parent)],
                 "excludes": ["__pycache__"],
             },
-            metadata={MARK: zfscale.__version__},
+            metadata={VERSION_KEY: zfscale.__version__},
         )
     return submission
 
 
 def state(client: Client, submission: str) -> JobState:
-    """How a job stands."""
-    with _known(submission):
+    """The state of a job."""
+    with _unknown_job_reported(submission):
         return _state(client.get_job_info(submission))
 
 
 def jobs(client: Client) -> list[JobState]:
-    """Our jobs that the cluster remembers, oldest first."""
-    ours = [info for info in client.list_jobs() if MARK in (info.metadata or {})]
-    return [_state(info) for info in sorted(ours, key=lambda info: info.start_time or 0)]
+    """The jobs of zfscale that the cluster remembers, oldest first."""
+    infos = [info for info in client.list_jobs() if VERSION_KEY in (info.metadata or {})]
+    return [_state(info) for info in sorted(infos, key=lambda info: info.start_time or 0)]
 
 
 def stop(client: Client, submission: str) -> bool:
     """Ask a job to stop: it commits what is finished. False if it had ended before."""
-    with _known(submission):
+    with _unknown_job_reported(submission):
         return bool(client.stop_job(submission))
 
 
 def logs(client: Client, submission: str) -> str:
     """What a job has printed so far."""
-    with _known(submission):
+    with _unknown_job_reported(submission):
         return str(client.get_job_logs(submission))
 
 
-def follow(client: Client, submission: str, show: Callable[[str], None]) -> JobState:
-    """Show what a job prints until it ends, and return how it ended."""
+def follow(
+    client: Client, submission: str, show: Callable[[str], None], poll: float = 2.0
+) -> JobState:
+    """Show what a job prints until it ends, and return its final state, as `wait` does."""
 
     async def tail() -> None:
         async for chunk in client.tail_job_logs(submission):
             show(chunk)
 
-    with _known(submission):
+    with _unknown_job_reported(submission):
         asyncio.run(tail())
-    return wait(client, submission)
+    return wait(client, submission, poll)
 
 
-def wait(client: Client, submission: str) -> JobState:
-    """Return how a job ended, as soon as it has."""
-    while not (now := state(client, submission)).over:
-        time.sleep(POLL)
-    return now
+def wait(client: Client, submission: str, poll: float = 2.0) -> JobState:
+    """Return the final state of a job once it has ended; asks every `poll` seconds."""
+    while not (current := state(client, submission)).over:
+        time.sleep(poll)
+    return current
 
 
 def _add_module(model: str | None, folder: Path) -> None:
-    """Copy the file or the whole package of `package.module:factory`, if it lies here.
+    """Copy the module before the colon of a model's name to `folder`, if it lies here.
 
-    Driver and workers start in the copy of `folder`, and so find it. What does not lie here has
-    to be installed on the cluster.
+    This is the file, or the whole package of `package.module:factory`. Driver and workers start in
+    a copy of `folder` and import it from there. What does not lie here has to be installed on the
+    cluster, where no file from here may take the place of something that zfscale itself imports.
     """
     module = (model or "").partition(":")[0]
-    if module in ("", "zfscale", "torchvision"):
+    package = module.partition(".")[0]
+    if not package or package in _our_packages():
         return
-    inside = Path(*module.split("."))
-    file = inside.with_suffix(".py")
-    if (inside / "__init__.py").is_file() or (len(inside.parts) > 1 and file.is_file()):
-        package = inside.parts[0]
+    path = Path(*module.split("."))
+    file = path.with_suffix(".py")
+    if (path / "__init__.py").is_file() or (package != module and file.is_file()):
         shutil.copytree(package, folder / package)
     elif file.is_file():
         shutil.copy(file, folder)
+
+
+def _our_packages() -> set[str]:
+    """This package and what its installation requires, e.g. torchvision."""
+    try:
+        requirements = importlib.metadata.requires("zfscale") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        requirements = []
+    names = (re.match(r"[\w.-]+", requirement) for requirement in requirements)
+    return {"zfscale"} | {name[0] for name in names if name}
 
 
 def _command(name: str, overrides: Sequence[str]) -> list[str]:
@@ -182,7 +206,7 @@ def _moment(milliseconds: int | None) -> datetime | None:
 
 
 @contextmanager
-def _known(submission: str) -> Iterator[None]:
+def _unknown_job_reported(submission: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -203,7 +227,8 @@ def _check_address(address: str, insecure: bool, environment: Mapping[str, str])
                 f"of the environment instead; unset {name}"
             )
     local = parts.hostname in ("127.0.0.1", "::1", "localhost")
-    if not (local or insecure or _has_token(environment)):
+    has_token = sends_token(environment) and find_token(environment) is not None
+    if not (local or insecure or has_token):
         raise UsageError(
             f"--address {address}: anyone who reaches this cluster can run code on it. Protect it "
             "with a token and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here; or open a tunnel "
@@ -211,22 +236,14 @@ def _check_address(address: str, insecure: bool, environment: Mapping[str, str])
         )
 
 
-def _has_token(environment: Mapping[str, str]) -> bool:
-    """Whether Ray's client will send a token, by the rules of Ray's token authentication."""
-    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
-        return False
-    if environment.get("RAY_AUTH_TOKEN"):
-        return True
-    place = environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
-    return Path(place).is_file()
-
-
 def _check_paths(job: Job, place: str) -> None:
     weights = job.weights if job.weights and not job.weights.startswith("seed:") else None
     named = [("run", job.run), ("weights", weights), ("classes", job.classes)]
     named += [("images", each) for each in job.images]
-    for name, given in job.analyses.items():
-        named += [(f"analyses.{name}.{key}", at) for key, at in analyses.files(name, given).items()]
+    for name, options in job.analyses.items():
+        kind = analyses.load(options.get("use", name))
+        paths = {key: options[key] for key in option_files(kind) & options.keys()}
+        named += [(f"analyses.{name}.{key}", path) for key, path in paths.items()]
     for key, value in named:
         if value and "://" not in value and not Path(value).is_absolute():
             raise UsageError(

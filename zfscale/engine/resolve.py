@@ -34,10 +34,13 @@ _IDENTITY = ("use", "needs")
 
 @dataclass(frozen=True)
 class Machine:
-    """What workers will run on: `device` is cpu or cuda, `cores` those of its largest machine."""
+    """What workers will run on: `device` is cpu or cuda, `cores` those of the largest machine; None
+    where they are not known yet. `words` describe it for messages.
+    """
 
-    device: str
-    cores: int
+    device: str | None
+    cores: int | None
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,15 @@ def resolve(
     stages = _stages(job, images, known, replaced)
     if any(stage.kind == "index" for stage in stages) and not images:
         raise UsageError(f"images: missing, and no run at {run} knows them")
-    needs_machine = job.device == "auto" or job.threads_per_worker is None
-    found = machine() if needs_machine else Machine(job.device, THREADS)
+    is_asked = job.device == "auto" or job.threads_per_worker is None
+    found = machine() if is_asked else Machine(job.device, None)
     device = found.device if job.device == "auto" else job.device
-    threads = job.threads_per_worker or max(1, min(THREADS, found.cores))
+    if device is None:
+        raise UsageError(
+            f"device: auto: the cluster has {found.words} so far, so no worker can run; if it "
+            "starts nodes on demand, say which and how many: --set device=cuda --set workers=8"
+        )
+    threads = job.threads_per_worker or min(THREADS, found.cores or THREADS)
     return ResolvedJob(
         run=run,
         model=job.model,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zfscale.records import Preprocessing
     from zfscale.runs.results import Results
 
 __version__ = "0.1.0"
+__all__ = ["Preprocessing", "__version__", "open"]
 
 
 def open(run: str) -> Results:  # noqa: A001
@@ -15,3 +17,12 @@ def open(run: str) -> Results:  # noqa: A001
     from zfscale.runs.results import Results
 
     return Results(run)
+
+
+def __getattr__(name: str) -> Any:
+    """`zfscale.Preprocessing`, imported when it is asked for: it brings numpy with it."""
+    if name == "Preprocessing":
+        from zfscale.records import Preprocessing
+
+        return Preprocessing
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

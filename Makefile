@@ -1,7 +1,8 @@
-# make demo: set up, then scan and explain a small network; make test: set up, then test.
+# make demo: set up, then scan and explain a small network; make test: set up, then test;
+# make docs: the site of the docs.
 # CONTRIBUTING.md explains the rest.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint docs format bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -28,6 +29,12 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(MAKE) --no-print-directory docs
+
+# Any warning is an error: a dead link, a page outside of the menu, a name that is not in the code.
+docs: $(VENV)/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The docs are at build/docs/index.html."
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .

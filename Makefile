@@ -44,7 +44,7 @@ dist: $(VENV)/.ready-dev
 	build/dist/venv/bin/python -m pip --disable-pip-version-check install --quiet \
 		--constraint constraints.txt dist/zfscale-*.whl
 	cd build/dist && venv/bin/zfscale images parts --count 60 --seed 2 --out data/parts
-	cd build/dist && venv/bin/zfscale run ../../jobs/demo.yaml --set analyses.scan.layers=[conv5]
+	cd build/dist && venv/bin/zfscale run ../../jobs/demo.yaml --serial
 	cd build/dist && venv/bin/zfscale gallery runs/demo && venv/bin/zfscale verify runs/demo
 	@ls -l dist
 

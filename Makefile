@@ -1,7 +1,8 @@
-# make demo: set up, then scan and explain a small network; make test: set up, then test.
+# make demo: set up, then scan and explain a small network; make test: set up, then test;
+# make docs: the site of the docs; make dist: a wheel and a source archive that are tried out.
 # CONTRIBUTING.md explains the rest.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint docs dist format bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -28,6 +29,24 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(MAKE) --no-print-directory docs
+
+# Any warning is an error: a dead link, a page outside of the menu, a name that is not in the code.
+docs: $(VENV)/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The docs are at build/docs/index.html."
+
+# The demo runs from the wheel in an environment of its own, in a directory without our sources.
+dist: $(VENV)/.ready-dev
+	rm -rf build/dist dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m venv build/dist/venv
+	build/dist/venv/bin/python -m pip --disable-pip-version-check install --quiet \
+		--constraint constraints.txt dist/zfscale-*.whl
+	cd build/dist && venv/bin/zfscale images parts --count 60 --seed 2 --out data/parts
+	cd build/dist && venv/bin/zfscale run ../../jobs/demo.yaml --serial
+	cd build/dist && venv/bin/zfscale gallery runs/demo && venv/bin/zfscale verify runs/demo
+	@ls -l dist
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
+import os
 import re
+import shlex
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from types import ModuleType
 
 import duckdb
 import numpy as np
@@ -27,9 +32,14 @@ from zfscale.runs.record import KEYS
 from zfscale.storage import open_storage
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("deploy/*.md")])
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("deploy/*.md")])
 README = (ROOT / "README.md").read_text()
-FORMATS = (ROOT / "docs" / "formats.md").read_text()
+FORMATS = (DOCS / "formats.md").read_text()
+QUESTIONS = (DOCS / "how-to" / "questions.md").read_text()
+OWN_MODEL = (DOCS / "how-to" / "own-model.md").read_text()
+SEVERAL = (DOCS / "how-to" / "several-analyses.md").read_text()
+TUTORIAL = (DOCS / "tutorial.md").read_text()
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 
 
@@ -43,10 +53,19 @@ def blocks(text: str, language: str) -> list[str]:
     return [content for name, content in fences if name == language]
 
 
-def block(start: str, language: str) -> str:
-    """The block of the README that begins with `start`."""
-    (found,) = [text for text in blocks(README, language) if text.startswith(start)]
-    return found
+def block(document: str, start: str, language: str) -> str:
+    """The first block of a document that begins with `start`."""
+    return next(text for text in blocks(document, language) if text.startswith(start))
+
+
+def generator() -> ModuleType:
+    """docs/generate.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def carry_out(text: str, *overrides: str) -> Summary:
@@ -113,9 +132,12 @@ def plain(answer: object) -> list[tuple[object, ...]]:
     return sorted(rounded, key=str)
 
 
-def in_pandas(code: str) -> list[object]:
-    """What the expressions of a block give, one by one, as a notebook shows them."""
-    names: dict[str, object] = {}
+def in_pandas(code: str, names: dict[str, object] | None = None) -> list[object]:
+    """What the expressions of a block give, one by one, as a notebook shows them.
+
+    `names` are those that earlier blocks have left behind, and take those of this one.
+    """
+    names = {} if names is None else names
     answers = []
     for statement in ast.parse(code).body:
         if isinstance(statement, ast.Expr):
@@ -138,8 +160,8 @@ def in_duckdb(code: str) -> list[pd.DataFrame]:
 
 @pytest.mark.usefixtures("in_demo")
 def test_the_five_questions_have_the_same_answers_in_pandas_and_duckdb() -> None:
-    by_pandas = in_pandas(block("import pandas", "python"))
-    by_duckdb = in_duckdb(block("CREATE VIEW", "sql"))
+    by_pandas = in_pandas(block(QUESTIONS, "import pandas", "python"))
+    by_duckdb = in_duckdb(block(QUESTIONS, "CREATE VIEW", "sql"))
     assert len(by_pandas) == len(by_duckdb) == 5
     for left, right in zip(by_pandas, by_duckdb, strict=True):
         assert plain(left) == plain(right)
@@ -154,7 +176,7 @@ def test_the_five_questions_have_the_same_answers_in_pandas_and_duckdb() -> None
 
 @pytest.mark.usefixtures("in_demo")
 def test_the_python_example_gives_what_its_comments_say() -> None:
-    winners, projection, patches, switches = in_pandas(block("import zfscale", "python"))
+    winners, projection, patches, switches = in_pandas(block(QUESTIONS, "import zfscale", "python"))
     assert isinstance(winners, pd.DataFrame)
     assert len(winners) == 9 * (24 + 64)
     assert projection.shape == patches.shape == (9, 112, 112, 3)  # type: ignore[attr-defined]
@@ -163,38 +185,177 @@ def test_the_python_example_gives_what_its_comments_say() -> None:
     assert switches.shape == (64, 9, 64, 6, 6)  # type: ignore[attr-defined]
 
 
-def test_your_own_model_runs_as_the_readme_says(
+@pytest.mark.usefixtures("in_demo")
+def test_the_questions_of_the_readme_have_answers() -> None:
+    selective, sensitive, projection, patches = in_pandas(block(README, "import pandas", "python"))
+    assert len(selective) == 5  # type: ignore[arg-type]
+    assert len(sensitive) == 4  # type: ignore[arg-type]
+    assert projection.shape == patches.shape == (9, 112, 112, 3)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("in_demo")
+def test_the_other_questions_have_answers() -> None:
+    names: dict[str, object] = {}
+    in_pandas(block(QUESTIONS, "import pandas", "python"), names)
+    in_pandas(block(QUESTIONS, "import zfscale", "python"), names)
+    (sensitive,) = in_pandas(block(QUESTIONS, "# Where is the class", "python"), names)
+    (strong,) = in_pandas(block(QUESTIONS, "import pyarrow", "python"), names)
+    assert list(sensitive.columns) == ["key", "y", "x"]  # type: ignore[attr-defined]
+    assert 0 < len(strong) < 9 * (24 + 64)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("document", "tables"),
+    [
+        pytest.param(README, {"winners", "occlusion"}, id="README"),
+        pytest.param(OWN_MODEL, {"winners"}, id="own-model"),
+    ],
+)
+def test_a_model_of_your_own_runs_as_written(
+    document: str,
+    tables: set[str],
+    parts_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    Path("mynet.py").write_text(block(document, "# mynet.py", "python"))
+    Path("photographs").symlink_to(parts_images)
+    text = block(document, "# mine.yaml", "yaml")
+    summary = carry_out(text)
+    assert summary.counts.images >= 60
+    layers = yaml.safe_load(text)["analyses"]["scan"]["layers"]
+    assert set(pd.read_parquet("runs/mine/winners")["layer"]) == set(layers)
+    assert [table for table in tables if not Path("runs/mine", table).is_dir()] == []
+
+
+def shell(line: str) -> None:
+    """Carry out a command of a document, with this Python and in one process."""
+    program, *arguments = shlex.split(line)
+    before = {"python": [], "zfscale": ["-m", "zfscale"]}[program]
+    alone = ["--serial"] if arguments[:1] == ["run"] else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "."])}
+    command = [sys.executable, *before, *arguments, *alone]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{line}:\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_tutorial_comes_to_its_conclusion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Fewer images of each class, and as many steps of the optimiser.
+    text = TUTORIAL
+    for written, quick in [
+        ('("train", 1, 300), ("test", 2, 40)', '("train", 1, 120), ("test", 2, 12)'),
+        ("range(4)", "range(8)"),
+        ("range(40)", "range(12)"),
+    ]:
+        assert text.count(written) == 1
+        text = text.replace(written, quick)
+    names: dict[str, object] = {}
+    answers: list[object] = []
+    for language, content in re.findall(
+        r"^```(python|sh|yaml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    ):
+        if file := re.match(r"# (\w[\w-]*\.(?:py|yaml))\n", content):
+            Path(file[1]).write_text(content)
+        elif language == "sh":
+            for line in content.splitlines():
+                shell(line)
+        else:
+            answers += in_pandas(content, names)
+    selective, places, lowest, without = answers
+    assert selective["top_class"].iloc[0] == 1  # type: ignore[index]
+    assert places.iloc[0] == 1  # type: ignore[attr-defined]
+    assert lowest[["y", "x"]].values.tolist() == [[80, 80]]  # type: ignore[index]
+    assert without.sum() == 12  # type: ignore[attr-defined]
+    assert without.get("pig", 0) < 6  # type: ignore[attr-defined]
+    assert Path("runs/creatures/gallery/occlusion/index.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (ROOT / "zfscale" / "analysis.py").exists(), reason="analyses have no names yet"
+)
+def test_several_analyses_stand_in_one_run(
     parts_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mynet", raising=False)
-    Path("mynet.py").write_text(block("# mynet.py", "python"))
+    Path("mynet.py").write_text(block(OWN_MODEL, "# mynet.py", "python"))
     Path("photographs").symlink_to(parts_images)
-    summary = carry_out(block("# mine.yaml", "yaml"))
-    assert summary.counts.ok == 60
-    assert set(pd.read_parquet("runs/mine/winners")["layer"]) == {"conv1", "conv2"}
-    assert Path("runs/mine/projections.zarr/conv2/zarr.json").is_file()
+    for text in [block(OWN_MODEL, "# mine.yaml", "yaml"), *blocks(SEVERAL, "yaml")]:
+        carry_out(text)
+    table, images, _ = in_pandas(block(SEVERAL, "import zfscale", "python"))
+    assert len(images) == 10  # type: ignore[arg-type]
+    assert len(table) > 10  # type: ignore[arg-type]
+    assert Path("runs/mine/occlusion").is_dir()
+    assert Path("runs/mine/top-16_winners").is_dir()
 
 
-def listed() -> set[str]:
-    """The files that the tree of the README names, by their indentation."""
-    (tree,) = [text for text in blocks(README, "") if text.startswith("zfscale/\n")]
-    folders: list[str] = []
-    found = set()
-    for line in tree.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[:depth], name]
-        found.add("".join(folders))
-    return found
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_jobs_in_documents_are_valid(document: Path) -> None:
+    for text in blocks(document.read_text(), "yaml"):
+        if "--8<--" not in text:
+            job.parse(text, relative(document))
 
 
-def test_the_tree_lists_what_is_there_and_nothing_else() -> None:
+def test_the_page_of_modules_lists_what_is_there_and_nothing_else() -> None:
+    listed = re.findall(r"^\| `([^`]*)` \|", generator().tree(), re.MULTILINE)
     modules = {relative(path) for path in (ROOT / "zfscale").rglob("*.py")}
-    modules = {path for path in modules if not path.endswith("__init__.py")}
-    names = listed()
-    assert {name for name in names if name.endswith(".py")} == modules
-    assert [name for name in names if not (ROOT / name).exists()] == []
+    tops = {f"zfscale/{path.name}" for path in (ROOT / "zfscale").iterdir() if path.is_dir()}
+    wanted = {path.removesuffix("__init__.py").rstrip("/") for path in modules}
+    assert {f"zfscale/{name}".rstrip("/") for name in listed} == wanted - {"zfscale"} - tops
+    assert len(listed) == len(set(listed))
+
+
+def test_the_reference_of_the_job_file_has_every_key() -> None:
+    text = generator().job()
+    listed = re.findall(r"^\| `([^`]*)` \|", text, re.MULTILINE)
+    assert set(job.Job.model_fields) <= set(listed)
+    for name in analyses.names():
+        assert f"## {name}\n" in text
+        assert set(analyses.load(name).Options.model_fields) <= set(listed)
+
+
+def test_the_reference_of_the_command_line_has_every_command() -> None:
+    from zfscale.cli import commands
+
+    text = generator().command_line()
+    for name, command in commands.commands.items():
+        assert f"## zfscale {name}\n" in text
+        assert all(f"{each.opts[0]}" in text for each in command.params if each.opts[0][0] == "-")
+
+
+@pytest.mark.parametrize("document", sorted(DOCS.rglob("*.md")), ids=relative)
+def test_what_pages_generate_and_include_is_there(document: Path) -> None:
+    text = document.read_text()
+    marks = re.findall(r"<!-- generated: (.*) -->", text)
+    assert [mark for mark in marks if mark not in generator().GENERATED] == []
+    for name in re.findall(r'--8<-- "([^":]*)(?::\w+)?"', text):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.slow
+def test_the_site_takes_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        text = page.read_text()
+        assert "<!-- generated:" not in text, page
+        loads = r"<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)=\"?(https?:)?//[^ >]*"
+        assert re.search(loads, text) is None, page
+    for sheet in tmp_path.rglob("*.css"):
+        assert re.search(r"(?:url\(|@import)[\s\"']*(?:https?:)?//", sheet.read_text()) is None, (
+            sheet
+        )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
@@ -301,13 +462,14 @@ def test_formats_lists_every_reason() -> None:
     assert [row[0] for row in rows] == [f"`{reason}`" for reason in Reason]
 
 
-def test_formats_lists_every_exit_code() -> None:
+def test_every_exit_code_is_explained() -> None:
     kinds = [
         kind
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.ZfscaleError)
     ]
-    said = {int(row[0]) for row in cells(section("Exit codes"))[1:]}
+    page = (DOCS / "reference" / "errors.md").read_text()
+    said = {int(row[0]) for row in cells(page) if row[0].isdecimal()}
     assert {kind.exit_code for kind in kinds} | {0, 130} == said
 
 

@@ -1,4 +1,4 @@
-"""The project's promises about itself: light imports, short modules, truthful lists."""
+"""The project's promises about itself: light imports, modules that say what they are about."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from zfscale.records import Table
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted((ROOT / "zfscale").rglob("*.py"))
+DEVELOPER = ("s3", "test", "docs", "dev")
+"""The extras that a developer installs."""
 HEAVY = {"torch", "torchvision", "ray", "pandas", "pyarrow", "zarr"}
 # Leftovers and places of one machine; written so that this file holds none of them.
 LEFTOVERS = re.compile(
@@ -58,7 +60,7 @@ def pins() -> dict[str, Version]:
 def required() -> list[Requirement]:
     """What a developer installs, without what that needs in turn."""
     extras = PROJECT["optional-dependencies"]
-    texts = PROJECT["dependencies"] + extras["s3"] + extras["test"] + extras["dev"]
+    texts = [*PROJECT["dependencies"], *(text for extra in DEVELOPER for text in extras[extra])]
     return [Requirement(text) for text in texts if not text.startswith("zfscale[")]
 
 
@@ -108,10 +110,14 @@ def test_help_is_quick() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_module_says_what_it_does_and_is_short(path: Path) -> None:
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), "a module opens with a docstring"
-    assert text.count("\n") <= 300
+def test_a_module_opens_by_saying_what_it_is_about(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, "a module opens with a docstring"
+    # The docs list modules by this sentence, so it must stand by itself.
+    sentence = " ".join(re.split(r"\n\n|(?<=\.)\s", docstring)[0].split())
+    assert len(sentence.split()) >= 3
+    assert sentence[-1] in ".?"
+    assert len(sentence) <= 250
 
 
 def test_no_leftovers() -> None:
@@ -189,10 +195,14 @@ def test_deploy_names_the_version_of_the_package() -> None:
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_readme_lists_every_module() -> None:
-    readme = (ROOT / "README.md").read_text()
-    names = [path.name for path in MODULES if not path.name.startswith("__")]
-    assert [name for name in names if not re.search(rf"\b{re.escape(name)}\b", readme)] == []
+def test_the_readme_stays_short() -> None:
+    assert (ROOT / "README.md").read_text().count("\n") < 150
+
+
+def test_the_release_takes_its_notes_from_the_changelog() -> None:
+    version = importlib.import_module("zfscale").__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
 
 
 def declared_tables() -> list[Table]:

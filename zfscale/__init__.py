@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from zfscale.runs.results import Results
 
 __version__ = "0.1.0"
+__all__ = ["Preprocessing", "__version__", "open"]
 
 
 def open(run: str) -> Results:  # noqa: A001

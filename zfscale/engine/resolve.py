@@ -152,7 +152,9 @@ def resolve(
         have = ", ".join(known.analyses) if known else "none"
         raise UsageError(f"--replace {unknown[0]}: {run} has no such analysis; it has {have}")
     stages = _stages(job, images, known, replaced)
-    if any(stage.kind == "index" for stage in stages) and not images:
+    if not any(stage.kind == "index" for stage in stages):
+        _check_same_images(run, images, known)
+    elif not images:
         raise UsageError(f"images: missing, and no run at {run} knows them")
     is_asked = job.device == "auto" or job.threads_per_worker is None
     found = machine() if is_asked else Machine(job.device, None)
@@ -200,6 +202,16 @@ def _device_name(known: Manifest | None, replaced: tuple[str, ...]) -> str | Non
     kept = any(state.tasks for name, state in known.analyses.items() if name not in replaced)
     name: str | None = known.fingerprint.get("device") if kept else None
     return name
+
+
+def _check_same_images(run: str, images: tuple[str, ...], known: Manifest | None) -> None:
+    """Refuse images that a job without a scan names and would not look at."""
+    indexed = tuple(known.metadata.get("job", {}).get("images", ())) if known else ()
+    if images != indexed:
+        raise UsageError(
+            f"images: {run} is of the images {', '.join(indexed) or 'of no place'}; leave images "
+            "out of a job that does not scan"
+        )
 
 
 def _place(value: str | None) -> str | None:

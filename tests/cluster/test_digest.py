@@ -14,7 +14,8 @@ from zfscale.cluster.pool import RayPool
 from zfscale.datasets import parts
 from zfscale.engine import driver, resolve
 from zfscale.engine.events import Event, StageBegun
-from zfscale.engine.worker import Serial, Setup, Worker
+from zfscale.engine.resolve import ResolvedJob
+from zfscale.engine.worker import Serial, Worker
 from zfscale.records import File
 from zfscale.runs import manifest
 from zfscale.runs.digest import digest
@@ -71,13 +72,13 @@ def serial(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
     "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 )
 def test_any_number_of_workers_gives_one_digest(workers, shards, serial, tmp_path) -> None:
-    assert _run(tmp_path / "run", shards, lambda setup: RayPool(setup, workers)) == serial
+    assert _run(tmp_path / "run", shards, lambda job: RayPool(job, workers)) == serial
 
 
 def test_a_killed_worker_changes_nothing(shards, serial, tmp_path) -> None:
     marker = tmp_path / "killed"
 
-    def mortal(setup: Setup) -> Worker:
+    def mortal(job: ResolvedJob) -> Worker:
         """A worker whose process dies in the middle of its second task, once."""
 
         class Mortal(Worker):
@@ -91,7 +92,7 @@ def test_a_killed_worker_changes_nothing(shards, serial, tmp_path) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)  # published, but not yet heard
                 return files
 
-        return Mortal(setup)
+        return Mortal(job)
 
     found = _run(tmp_path / "run", shards, lambda setup: RayPool(setup, 2, factory=mortal))
     assert marker.exists()

@@ -86,7 +86,7 @@ def pool(
     folder: Path, workers: int | None = 2, start: str = "", threads: int = 1,
     device: str = "cpu", **options: Any,
 ) -> Iterator[RayPool]:  # fmt: skip
-    setup: Any = SimpleNamespace(device=device, threads=threads, start=start)
+    setup: Any = SimpleNamespace(device=device, threads_per_worker=threads, start=start)
     executor = RayPool(setup, workers, factory=make_factory(folder), **options)
     try:
         yield executor

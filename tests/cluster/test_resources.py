@@ -53,20 +53,21 @@ def connected(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("nodes", "device"),
-    [([HEAD, SMALL, GPU], "cuda"), ([SMALL, LARGE], "cpu"), ([HEAD, LARGE], "cpu")],
+    ("nodes", "device", "cores"),
+    [([HEAD, SMALL, GPU], "cuda", 8), ([SMALL, LARGE], "cpu", 9), ([HEAD, SMALL], "cpu", 2)],
 )
-def test_the_device_is_what_the_nodes_have(
-    nodes: list[dict[str, float]], device: str, monkeypatch: pytest.MonkeyPatch
+def test_device_and_cores_are_what_the_nodes_have(
+    nodes: list[dict[str, float]], device: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected(monkeypatch, *nodes)
-    assert resources.device("auto") == device
+    found = resources.machine("auto")
+    assert (found.device, found.cores) == (device, cores)
 
 
 def test_a_cluster_that_is_still_empty_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     connected(monkeypatch, HEAD)
-    with pytest.raises(UsageError, match=r"1 node with no CPU .* --set device=cuda"):
-        resources.device("auto")
+    found = resources.machine("auto")
+    assert (found.device, found.cores, found.words) == (None, None, "1 node with no CPU")
 
 
 def test_nodes_in_words() -> None:

@@ -33,7 +33,7 @@ def make_worker(setup: Any) -> Any:
 
 @contextmanager
 def pool(workers: int | None, threads: int = 1, **options: Any) -> Iterator[RayPool]:
-    setup: Any = SimpleNamespace(device="cpu", threads=threads)
+    setup: Any = SimpleNamespace(device="cpu", threads_per_worker=threads)
     executor = RayPool(setup, workers, factory=make_worker, **options)
     try:
         yield executor
@@ -70,7 +70,7 @@ def test_embedded_ray_listens_on_loopback_only_and_leaves_nothing_behind() -> No
     environment = dict(os.environ)
     others = descendants(os.getpid())  # e.g. what other tests in this process have started
     with pytest.raises(UsageError, match=r"device: cpu: there is no room .* 99 GPU"):
-        RayPool(SimpleNamespace(device="cpu", threads=1), gpus_per_worker=99)  # type: ignore[arg-type]
+        RayPool(SimpleNamespace(device="cpu", threads_per_worker=1), gpus_per_worker=99)  # type: ignore[arg-type]
     # Nothing of it is left: the next one starts, with room for one whatever the threads are.
     with pool(None, threads=2 * len(os.sched_getaffinity(0))) as executor:
         assert len(list(executor.execute([Task("0"), Task("1")]))) == 2

@@ -258,7 +258,7 @@ def test_photographs_decode_as_with_pillow(shared_data: Path) -> None:
     shards = sources.find([str(shared_data / "imagenet-sample" / "val-*.tar")])
     compared = used = 0
     for shard in shards:
-        stream = sources.read(shard, 0, shard.images)
+        stream = sources.read(shard, sources.index(shard))
         for sample, outcome in decode_ahead(stream, preprocessing, threads=2, ahead=16):
             assert isinstance(outcome, Decoded), (sample.key, outcome)
             used += 1

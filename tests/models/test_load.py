@@ -23,6 +23,7 @@ from zfscale.engine.worker import load_network
 from zfscale.errors import UsageError
 from zfscale.job import Job
 from zfscale.models import checkpoint as _checkpoint
+from zfscale.models import networks
 from zfscale.models.networks import cifar
 from zfscale.models.sources import zfscale as _zfscale
 
@@ -43,9 +44,9 @@ def saved(path: Path, content: object) -> str:
 
 def test_names_are_the_public_modules(monkeypatch, tmp_path: Path) -> None:
     assert {"alexnet", "caffenet", "cifar", "vgg16", "zfnet"} <= set(_zfscale.names())
-    for name in ("my_net.py", "other.py", "_helper.py"):
+    for name in ("my_net.py", "other.py"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(_zfscale, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(networks, "__path__", [str(tmp_path)])
     assert _zfscale.names() == ["my-net", "other"]
 
 
@@ -280,7 +281,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
 
 @pytest.mark.parametrize("model", ["", "zfnet", "zfscale:", ":zfnet", "zfscale"])
 def test_a_model_needs_an_origin_and_a_name(model: str) -> None:
-    with pytest.raises(UsageError, match=r"expected zfscale:NAME \(alexnet"):
+    with pytest.raises(UsageError, match=r"expected torchvision:NAME.*, zfscale:NAME or package"):
         models.load(model, "seed:0")
 
 

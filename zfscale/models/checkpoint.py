@@ -56,7 +56,7 @@ def read(path: str | Path) -> State:
 
     A safetensors file, or one that torch.save wrote: the state dict itself, or a checkpoint
     that holds it under "state_dict" or "model". Code in a pickle is never run. The content
-    decides which it is: the local copy of a URL has a name without an ending.
+    decides which it is, not the name.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +65,8 @@ def read(path: str | Path) -> State:
         if _is_safetensors(path):
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # given the path, torch would go by its ending
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"weights: {path}: cannot be read: {error}") from error
     except Exception as error:  # Damaged bytes make torch.load raise all kinds of errors.

@@ -47,7 +47,7 @@ def test_functions_and_methods_become_primitive_operations():
     assert kinds(graph) == [
         *("Input", "Convolution", "BatchNorm", "Rectification", "MaxPool", "Normalisation"),
         *("Rectification", "Add", "Concatenation", "Concatenation", "Rectification", "Add"),
-        *("AveragePool", "Same", "Same", "AveragePool", "Flatten", "Linear"),
+        *("AveragePool", "Identity", "Identity", "AveragePool", "Flatten", "Linear"),
     ]
     nodes = list(graph.nodes.values())
     assert nodes[1].operation.window == ops.Sliding((3, 3), (2, 1), (1, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from zfscale.cluster import session as session_module
 from zfscale.cluster.handle import IN_FLIGHT
 from zfscale.cluster.pool import RayPool
 from zfscale.cluster.session import session
+from zfscale.convnet.runtime import WAITING_VARIABLES
 from zfscale.errors import IntegrityError, NonFiniteActivations, UsageError, ZfscaleError
 from zfscale.records import Counts, Failure, Receipt, Task
 
@@ -97,6 +99,29 @@ def test_every_task_is_answered_once(tmp_path: Path) -> None:
     assert sorted(answer.task for answer in first) == sorted(each.id for each in tasks)
     assert {answer.task for answer in again} == {each.id for each in tasks[:3]}
     assert 1 <= len(processes(tmp_path)) <= 3  # the same processes served both calls
+
+
+def test_a_process_is_told_how_to_wait_before_it_loads_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in WAITING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    class Worker:
+        def __init__(self, setup: Any) -> None:
+            told = os.environ.get("OMP_WAIT_POLICY")
+            (tmp_path / "told").write_text(f"{told}, torch: {'torch' in sys.modules}")
+
+        def run(self, task: Task) -> Receipt:
+            return Receipt(task.id, (), Counts(1, 1), 0.0)
+
+    setup: Any = SimpleNamespace(device="cpu", threads=1)
+    executor = RayPool(setup, 1, factory=Worker)
+    try:
+        list(executor.execute([task("any")]))
+    finally:
+        executor.close()
+    assert (tmp_path / "told").read_text() == "passive, torch: False"
 
 
 def test_tasks_are_read_as_they_are_needed_and_handed_out_before(tmp_path: Path) -> None:

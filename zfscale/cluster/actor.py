@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from zfscale.convnet.runtime import before_torch
 from zfscale.errors import ZfscaleError
 from zfscale.records import Receipt, Task
 
@@ -30,6 +31,10 @@ class Host:
     An error with a message for the user is returned rather than raised: Ray would wrap it
     into one of its own, and it is the same on every attempt.
     """
+
+    def __init__(self) -> None:
+        # Here, not in `start`: to unpickle its arguments loads torch.
+        before_torch()
 
     def start(self, factory: Factory, setup: Setup) -> ZfscaleError | None:
         """Make the worker, once in the life of the process."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +20,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     _images,
     _report,
+    contention,
     correspondence,
     decoding,
     end_to_end,
@@ -137,6 +139,41 @@ def test_possible_multiply_adds_are_those_counted_one_by_one() -> None:
     changed = 4 * 3 * 4 + 4 * 4 * 5  # the pixel meets 4 outputs; these are 16 inputs of the next
     found = occlusion.multiply_adds(network, Grid(((0, 1),), ((0, 1),)), classify=True)
     assert found == pytest.approx(whole / changed)
+
+
+@pytest.mark.slow
+def test_contention_compares_equal_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contention, "ATTEMPTS", 1)
+    monkeypatch.setattr(contention, "LOOP", "import time; time.sleep(600)")  # tests load nothing
+    works = [contention.Work(MODEL, 2), contention.Work(MODEL, 2, deconvolve=True)]
+    rows = contention.run(works, rounds=1).rows
+    assert [row[0] for row in rows] == ["scan, zfnet-mini", "deconvolution, zfnet-mini"]
+    assert all(float(figure.split()[0]) > 0 for row in rows for figure in row[1:])
+
+
+class Scripted:
+    """A process whose measurements are known beforehand."""
+
+    def __init__(self, *measured: contention.Measured) -> None:
+        self._left = list(measured)
+
+    def measure(self, work: contention.Work, beside: Sequence[int]) -> contention.Measured:
+        return self._left.pop(0)
+
+
+def test_disturbed_measurements_are_repeated() -> None:
+    work = contention.Work(MODEL, 1)
+    noisy, quieter, quiet = (contention.Measured(1.0, "", others) for others in (0.9, 0.5, 0.05))
+    assert contention.undisturbed(Scripted(noisy, quiet, quieter), work, ()) == quiet
+    never = (noisy, noisy, quieter, noisy, noisy)
+    assert len(never) == contention.ATTEMPTS
+    assert contention.undisturbed(Scripted(*never), work, ()) == quieter
+
+
+def test_a_setting_that_changes_results_is_no_figure() -> None:
+    one, other = (Scripted(*[contention.Measured(1.0, digest, 0.0)] * 2) for digest in "ab")
+    with pytest.raises(AssertionError, match="depend on the setting"):
+        contention.compare({"before": one, "after": other}, contention.Work(MODEL, 1), (0,), 1)
 
 
 def test_evidence_is_counted() -> None:

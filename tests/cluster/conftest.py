@@ -16,9 +16,14 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[Any]:
     from zfscale.cluster.session import session
+    from zfscale.convnet.runtime import WAITING_VARIABLES
 
-    with session(None, at_least_cpus=8) as ray:
-        yield ray
+    # Its processes inherit nothing of how threads wait: each worker has to say it by itself.
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WAITING_VARIABLES:
+            patch.delenv(name, raising=False)
+        with session(None, at_least_cpus=8) as ray:
+            yield ray
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,26 @@ def test_every_task_is_answered_once(tmp_path: Path) -> None:
     assert sorted(answer.task for answer in first) == sorted(each.id for each in tasks)
     assert {answer.task for answer in again} == {each.id for each in tasks[:3]}
     assert 1 <= len(processes(tmp_path)) <= 3  # the same processes served both calls
+
+
+def test_a_process_is_told_how_to_wait_before_it_loads_torch(
+    tmp_path: Path,
+) -> None:
+    class Worker:
+        def __init__(self, setup: Any) -> None:
+            told = os.environ.get("OMP_WAIT_POLICY")
+            (tmp_path / "told").write_text(f"{told}, torch: {'torch' in sys.modules}")
+
+        def run(self, task: Task) -> Receipt:
+            return Receipt(task.id, (), Counts(1, 1), 0.0)
+
+    job: Any = SimpleNamespace(device="cpu", threads_per_worker=1)
+    executor = RayPool(job, 1, factory=Worker)
+    try:
+        list(executor.execute([task("any")]))
+    finally:
+        executor.close()
+    assert (tmp_path / "told").read_text() == "passive, torch: False"
 
 
 def test_tasks_are_read_as_they_are_needed_and_handed_out_before(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from zfscale.cluster import resources
-from zfscale.errors import UsageError
 
 HEAD: dict[str, float] = {"memory": 8e9, "node:10.0.0.1": 1}
 SMALL: dict[str, float] = {"CPU": 2, "memory": 8e9}

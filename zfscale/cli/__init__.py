@@ -14,6 +14,7 @@ import click
 import zfscale
 from zfscale.cli import jobs, run, tools
 from zfscale.cli.exit import end, exit_code
+from zfscale.convnet.runtime import before_torch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,4 +32,5 @@ for command in (*run.COMMANDS, *jobs.COMMANDS, *tools.COMMANDS):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
+    before_torch()  # commands load torch, and embedded Ray hands the setting to its workers
     end(exit_code(commands, arguments))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from zfscale.convnet.runtime import before_torch
 from zfscale.errors import ZfscaleError
 from zfscale.records import Receipt, Task
 
@@ -43,6 +44,10 @@ class WorkerActor:
     A ZfscaleError is returned, not raised: Ray would wrap it into an exception of its own, and
     another attempt would meet the same error.
     """
+
+    def __init__(self) -> None:
+        # Here, not in `start`: to unpickle its arguments loads torch.
+        before_torch()
 
     def start(self, factory: Factory, job: ResolvedJob) -> WorkerInfo | ZfscaleError:
         """Make the worker and load its model; called once, before any task.

@@ -1,27 +1,40 @@
 """A small finished run without a network: made-up winners of made-up features, stored as a job
 stores them. What results and gallery read.
-
-Tests load it with `runpy`, as test files are no packages.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from zfscale.analyses.deconvolve import Deconvolve
+from zfscale.analyses.scan import Scan
 from zfscale.analyses.scan.tables import FEATURES, IMAGES, WINNERS
-from zfscale.records import Array, Block, File, Preprocessing, Table
+from zfscale.records import (
+    Array,
+    Block,
+    Columns,
+    Counts,
+    Preprocessing,
+    Table,
+    array_path,
+    published_name,
+)
 from zfscale.runs import arrays, tables
-from zfscale.runs import record as runs
+from zfscale.runs import manifest as manifests
 from zfscale.runs.columns import from_arrow
+from zfscale.runs.ledger import Ledger, Planned
+from zfscale.runs.manifest import State
+from zfscale.runs.schema import arrow_type
 from zfscale.storage import open_storage
-from zfscale.storage.base import Storage
 
 
 @dataclass(frozen=True)
@@ -60,37 +73,111 @@ def write_run(
     k: int = 9,
     crop: int = 32,
     dead: int | None = 3,
-    status: str = "complete",
+    state: State = State.COMPLETE,
+    error: str | None = None,
     model: str = "test:net",
 ) -> Path:
-    """Write FOLDER/run and FOLDER/images; return the run. Feature `dead` of each layer is dead."""
+    """Write FOLDER/run and FOLDER/images; return the run. Feature `dead` of each layer is dead.
+
+    `state` and `error` are those of the scan. Unless it is complete it has published nothing, and
+    there are no `switches` and no `deconvolve`. The switches are none in any case.
+    """
     run, store = folder / "run", folder / "images"
     store.mkdir(parents=True)
-    run.mkdir()
     if pictures is None:
         pictures = [Picture(f"picture-{i:02d}", i % 3, png(i)) for i in range(12)]
     ids = [hashlib.blake2b(p.data, digest_size=16).hexdigest() for p in pictures]
-    storage = open_storage(str(run))
-    files = _publish(storage, IMAGES, _images(store, pictures, ids))
-    for spec in layers:
-        rng = np.random.default_rng(len(spec.name) + spec.features)
-        winners = _winners(rng, spec, pictures, ids, min(k, len(pictures)))
-        files += _publish(storage, WINNERS, winners)
-        files += _publish(storage, FEATURES, _features(rng, spec, winners, dead))
-        if spec.projected and spec.field is not None:
-            _write_projections(storage, spec, k)
     recipe = Preprocessing(36, (crop, crop), (120.0, 110.0, 100.0), (60.0,) * 3)
-    job = {"model": model, "images": [str(store)], "analyses": {"scan": {"top_k": k}}}
-    facts = {
-        "spec": job,
-        "preprocessing": asdict(recipe),
-        "classes": classes,
-        "layers": [_layer(spec) for spec in layers],
-    }
-    published = {file.path: file for file in files}
-    record = runs.RunRecord("r1", "2026-01-01", status, 1, {}, {}, published, facts)
-    storage.publish("run.json", runs.encode(record))
+    images = _images(store, pictures, ids)
+    job = {"model": model, "images": [str(store)]}
+    metadata = {"job": job, "preprocessing": asdict(recipe), "untraceable": None}
+    Ledger.open(open_storage(str(run)), {"model": model}, {}, metadata)
+    options = {"images": [str(store)], "format": None}
+    add_analysis(run, "index", options=options, metadata={"classes": classes})
+
+    def rows() -> Iterator[tuple[Table, Columns]]:
+        yield IMAGES, _typed(IMAGES, images)
+        for spec in layers:
+            rng = np.random.default_rng(len(spec.name) + spec.features)
+            winners = _winners(rng, spec, pictures, ids, min(k, len(pictures)))
+            yield WINNERS, _typed(WINNERS, winners)
+            yield FEATURES, _typed(FEATURES, _features(rng, spec, winners, dead))
+
+    add_analysis(
+        run,
+        "scan",
+        rows(),
+        options=Scan.Options(top_k=k).model_dump(mode="json"),
+        needs={"index": "index"},
+        metadata={"layers": [_layer(spec) for spec in layers], "images": "images"},
+        counts=Counts(len(pictures) + 2, ok=len(pictures), quarantined=1, duplicate=1),
+        state=state,
+        error=error,
+    )
+    if state == State.COMPLETE:
+        add_analysis(run, "switches", needs={"scan": "scan"})
+        add_analysis(
+            run,
+            "deconvolve",
+            blocks=(block for spec in layers for block in _projections(spec, k)),
+            options=Deconvolve.Options().model_dump(mode="json"),
+            needs={"scan": "scan", "switches": "switches"},
+        )
     return run
+
+
+def add_analysis(
+    run: Path,
+    name: str,
+    rows: Iterable[tuple[Table, Columns]] = (),
+    blocks: Iterable[Block] = (),
+    kind: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    needs: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    counts: Counts | None = None,
+    state: State = State.COMPLETE,
+    error: str | None = None,
+) -> None:
+    """Add an analysis to a run, or put another in its place: it is published from no task at all.
+
+    Tables and arrays are called as the `kind`, which is the `name` by default, calls them; they
+    are published under the names that an analysis called `name` has. Only what is complete
+    publishes.
+    """
+    kind, needs = kind or name, dict(needs or {})
+    storage = open_storage(str(run))
+    before = manifests.load(storage)
+    planned = Planned(kind, options or {}, {}, needs, metadata or {})
+    ledger = Ledger.open(storage, before.fingerprint, {name: planned}, replaced=[name])
+    if state != State.PLANNED:
+        analyses = ledger.manifest.analyses
+        ledger.start(name, {other: analyses[other].results for other in needs.values()})
+    if state == State.COMPLETE:
+        files = {}
+        for block in blocks:
+            array = replace(block.array, path=array_path(block.array.path, kind, name))
+            shard = arrays.write(storage, replace(block, array=array))
+            written = (*arrays.create(storage, array), *shard)
+            files |= {file.path: file for file in written}
+        run_id = ledger.manifest.run_id
+        with tables.writing(storage, run_id, lambda t: published_name(t, kind, name)) as writer:
+            for table, columns in rows:
+                writer.add(table, columns)
+        final = [*files.values(), *writer.files]
+        results = hashlib.sha256("".join(file.sha256 for file in final).encode()).hexdigest()
+        ledger.publish(name, final, results, counts or Counts())
+    if state not in (State.PLANNED, State.RUNNING):
+        ledger.end(name, state, 1.5, error)
+
+
+def columns_of(table: Table, rows: list[dict[str, Any]]) -> Columns:
+    """Rows as the columns of a table, with the types that it declares."""
+    columns = {}
+    for column in table.columns:
+        values = pa.array([row[column.name] for row in rows], arrow_type(column))
+        columns[column.name] = from_arrow(values, column.nullable)
+    return columns
 
 
 def _layer(spec: Spec) -> dict:
@@ -169,11 +256,12 @@ def _features(rng, spec: Spec, winners: pa.Table, dead: int | None) -> pa.Table:
     )
 
 
-def _write_projections(storage: Storage, spec: Spec, k: int) -> None:
-    """Oriented waves, all different."""
+def _projections(spec: Spec, k: int) -> Iterator[Block]:
+    """Oriented waves, all different; none where there is no geometry."""
+    if not spec.projected or spec.field is None:
+        return
     shape = (spec.features, k, spec.field, spec.field, 3)
     array = Array(f"projections.zarr/{spec.name}", shape, "float32", min(spec.features, 16), 0.0)
-    arrays.create(storage, array)
     rng = np.random.default_rng(spec.features)
     y, x = np.indices((spec.field, spec.field)) / spec.field - 0.5
     window = np.exp(-6 * (y * y + x * x))[..., None]
@@ -182,10 +270,10 @@ def _write_projections(storage: Storage, spec: Spec, k: int) -> None:
         angle = rng.uniform(0, 3.14, (count, k, 1, 1))
         wave = np.sin(14 * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
         data = wave * window * rng.normal(0.5, 0.5, (count, k, 1, 1, 3))
-        arrays.write(storage, Block(array, start, data.astype(np.float32)))
+        yield Block(array, start, data.astype(np.float32))
 
 
-def _publish(storage: Storage, table: Table, rows: pa.Table) -> list[File]:
+def _typed(table: Table, rows: pa.Table) -> Columns:
     """Types as the table says, for a column of nothing but nulls has none."""
     columns = {}
     for column in table.columns:
@@ -193,4 +281,4 @@ def _publish(storage: Storage, table: Table, rows: pa.Table) -> list[File]:
         if not column.type.startswith("list"):
             values = values.cast(pa.type_for_alias(column.type))
         columns[column.name] = from_arrow(values, column.nullable)
-    return list(tables.write(storage, table, columns, "r1"))
+    return columns

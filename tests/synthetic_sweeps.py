@@ -1,48 +1,51 @@
 """Made-up tables of the sweeps (occlusion, invariance, correspondence) for a synthetic run.
 
-Stored as a job stores them, so that the gallery reads them as it reads those of a job. Tests load
-this with `runpy`, as test files are no packages.
+Stored as a job stores them, so that the gallery reads them as it reads those of a job. Each takes
+the `name` of the analysis, so that a run may have several of one kind.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from synthetic_run import add_analysis, columns_of
 
+from zfscale.analyses.correspondence import Correspondence
 from zfscale.analyses.correspondence.analysis import CORRESPONDENCE
 from zfscale.analyses.correspondence.occluders import OCCLUDERS
+from zfscale.analyses.invariance import Invariance
 from zfscale.analyses.invariance.analysis import INVARIANCE
+from zfscale.analyses.occlusion import Occlusion
 from zfscale.analyses.occlusion.tables import FEATURES, IMAGES, POSITIONS, PROJECTIONS
 from zfscale.records import Table
-from zfscale.runs import record as runs
+from zfscale.runs import manifest as manifests
 from zfscale.runs import tables
-from zfscale.runs.columns import from_arrow
-from zfscale.runs.schema import arrow_type
 from zfscale.storage import open_storage
 
-
-def publish(run: Path, table: Table, parts: list[list[dict[str, Any]]]) -> None:
-    """Add rows to a run as a table, each part of them a file, and say so in run.json."""
-    storage = open_storage(str(run))
-    record = runs.read(storage)
-    files = dict(record.published)
-    for number, rows in enumerate(parts):
-        columns = {}
-        for column in table.columns:
-            values = pa.array([row[column.name] for row in rows], arrow_type(column))
-            columns[column.name] = from_arrow(values, column.nullable)
-        part = f"part-{number:05d}"
-        files |= {f.path: f for f in tables.write(storage, table, columns, record.run_id, part)}
-    storage.publish("run.json", runs.encode(replace(record, published=files)))
+Rows = list[dict[str, Any]]
 
 
-def images(run: Path) -> list[dict[str, Any]]:
+def publish(
+    run: Path,
+    name: str,
+    parts: Sequence[tuple[Table, Rows]],
+    kind: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Add an analysis that works on the scan: the rows of its tables, in the order given."""
+    rows = [(table, columns_of(table, part)) for table, part in parts]
+    add_analysis(run, name, rows, kind=kind, options=options, needs={"scan": "scan"})
+
+
+def images(run: Path) -> Rows:
     """The accepted images of a run: id, key, label."""
-    rows = tables.read(open_storage(str(run)), "images", ["id", "key", "label", "status"])
+    storage = open_storage(str(run))
+    published = manifests.load(storage).analyses["scan"].published.values()
+    paths = [file.path for file in published if file.table == "images"]
+    rows = tables.read(storage, paths, ["id", "key", "label", "status"])
     columns = (np.ma.asarray(rows[n]).tolist() for n in ("id", "key", "label", "status"))
     return [
         {"image_id": id_, "key": key, "label": label}
@@ -60,13 +63,17 @@ def occlusion(
     pieces: int = 1,
     further: tuple[int, ...] = (),
     projected: bool = True,
+    absent: tuple[int, ...] = (),
+    value: Any = "mean",
+    name: str = "occlusion",
 ) -> None:
     """Maps of the first images: a pit about one place in each. `pieces` cuts each image's rows
-    into files that come in the opposite order; `classes` None: the network has none; `further`
-    features have the same map, doubled; `projected` units are brighter the lower a pixel is."""
+    into parts that are written in the opposite order; `classes` None: the network has none;
+    `further` features have the same map, doubled; `projected` units are brighter the lower a pixel
+    is; rows of the grid in `absent` are not in the table; `value` is the occluder's colour."""
     occluder, stride = (8, 10), (4, 5)
-    facts: list[dict[str, Any]] = []
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(pieces)]
+    facts: Rows = []
+    parts: list[Rows] = [[] for _ in range(pieces)]
     for number, image in enumerate(images(run)[:count]):
         target = None if classes is None else (image["label"] or 0)
         facts.append({
@@ -77,6 +84,8 @@ def occlusion(
             "stride_x": stride[1], "rows": grid[0], "columns": grid[1], "method": "incremental",
         })  # fmt: skip
         for row, column in np.ndindex(*grid):
+            if row in absent:
+                continue
             near = np.exp(-((row - 2) ** 2 + (column - 1 - number % 4) ** 2) / 4)
             other = target is not None and near > 0.6
             parts[row % pieces].append({
@@ -85,12 +94,11 @@ def occlusion(
                 "probability": None if classes is None else 0.9 - 0.8 * near,
                 "predicted": (target + 1) % (classes or 1) if other else target,
             })  # fmt: skip
+    written = [(IMAGES, facts), *((POSITIONS, part) for part in parts[::-1])]
     if projected:
         seen = np.repeat(np.linspace(-1, 1, 23), 19 * 3).astype(np.float32)
         box = {"y0": 5, "x0": 13, "height": 23, "width": 19, "projection": seen}
-        publish(run, PROJECTIONS, [[{**fact, **box} for fact in facts]])
-    publish(run, IMAGES, [facts])
-    publish(run, POSITIONS, parts[::-1])
+        written.append((PROJECTIONS, [{**fact, **box} for fact in facts]))
     if further:
         doubled = [
             {**row, "feature": feature, "activation": 2 * row["activation"], "unoccluded": 241.0}
@@ -98,11 +106,17 @@ def occlusion(
             for row in part
             for feature in further
         ]
-        publish(run, FEATURES, [doubled])
+        written.append((FEATURES, doubled))
+    options = Occlusion.Options(layer=layer, features=further, value=value)
+    publish(run, name, written, "occlusion", options.model_dump(mode="json"))
 
 
 def invariance(
-    run: Path, count: int = 5, classes: int | None = 3, layers: tuple[str, ...] = ("conv1", "conv2")
+    run: Path,
+    count: int = 5,
+    classes: int | None = 3,
+    layers: tuple[str, ...] = ("conv1", "conv2"),
+    name: str = "invariance",
 ) -> None:
     """Distances that grow with the amount, each image at its own rate."""
     amounts = {"vertical": (-4, 0, 4), "scale": (1, 1.4, 1.8), "rotation": (0, 90, 180, 270)}
@@ -124,11 +138,15 @@ def invariance(
         for amount in all_
         for layer, rate in zip(layers, (number + 1.0, 0.1 * (number + 1)), strict=False)
     ]
-    publish(run, INVARIANCE, [rows])
+    options = Invariance.Options().model_dump(mode="json")
+    publish(run, name, [(INVARIANCE, rows)], "invariance", options)
 
 
 def correspondence(
-    run: Path, count: int = 5, parts: tuple[str, ...] = ("left eye", "nose")
+    run: Path,
+    count: int = 5,
+    parts: tuple[str, ...] = ("left eye", "nose"),
+    name: str = "correspondence",
 ) -> None:
     """Two layers, and boxes of two parts with two random draws each."""
     layers = ("conv1", "conv2")
@@ -151,5 +169,6 @@ def correspondence(
                     **image, "part": part, "discriminative": which == 0, "draw": draw,
                     "y0": y0, "x0": x0, "y1": y0 + 6, "x1": x0 + 9, "area": 54 / 1024,
                 })  # fmt: skip
-    publish(run, CORRESPONDENCE, [rows])
-    publish(run, OCCLUDERS, [boxes])
+    options = Correspondence.Options().model_dump(mode="json")
+    written = [(CORRESPONDENCE, rows), (OCCLUDERS, boxes)]
+    publish(run, name, written, "correspondence", options)

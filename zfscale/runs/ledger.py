@@ -96,15 +96,20 @@ class Ledger:
         return ledger
 
     def start(self, name: str, inputs: Mapping[str, str]) -> None:
-        """Commit that an analysis is being worked on, from the results of others in `inputs`."""
-        self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None)
+        """Commit that an analysis is being worked on, from the results of others in `inputs`.
+
+        What was published from other inputs counts no more.
+        """
+        old = self.manifest.analyses[name]
+        gone: dict[str, Any] = {} if old.inputs == inputs else {"published": {}, "results": None}
+        self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None, **gone)
 
     def commit(self, name: str, receipts: Iterable[Receipt]) -> None:
         """Commit tasks of an analysis; on return they are durable.
 
         A task that is committed already with the same files changes nothing. Raises
-        IntegrityError if it has other files, if it was computed on another class of device, or if
-        another process writes to this run.
+        IntegrityError if it has other files, or if another process writes to this run, and
+        FingerprintMismatch if it was computed on another class of device.
         """
         analysis = self.manifest.analyses[name]
         new: dict[str, str] = {}

@@ -220,6 +220,7 @@ def test_the_device_is_that_of_the_first_receipt(storage, receipt):
     }
     # A driver does not say it, and does not undo it.
     ledger = open_ledger(storage)
+    assert manifests.load(storage).fingerprint["device"] == "Tesla T4"
     ledger.commit("scan", [receipt(storage, 2, device="Tesla T4")])
     before = storage.list("manifest")
     with pytest.raises(FingerprintMismatch) as caught:

@@ -218,10 +218,9 @@ def _take_up(
 
 def _settings(state: AnalysisState) -> dict[str, Any]:
     """What must stay the same: the options, of a file that one names only the content."""
-    options = {key: value for key, value in state.options.items() if key not in state.files}
     contents = {key: f"a file with SHA-256 {sha[:16]}" for key, sha in state.files.items()}
     needs = {f"needs.{kind}": name for kind, name in state.needs.items()}
-    return {"use": state.kind, **options, **contents, **needs}
+    return {"use": state.kind, **state.options, **contents, **needs}
 
 
 def _check_fingerprint(storage: Storage, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -156,9 +156,9 @@ def add_analysis(
     if state == State.COMPLETE:
         files = {}
         for block in blocks:
-            place = array_path(block.array.path, kind, name)
-            block = replace(block, array=replace(block.array, path=place))
-            written = (*arrays.create(storage, block.array), *arrays.write(storage, block))
+            array = replace(block.array, path=array_path(block.array.path, kind, name))
+            shard = arrays.write(storage, replace(block, array=array))
+            written = (*arrays.create(storage, array), *shard)
             files |= {file.path: file for file in written}
         run_id = ledger.manifest.run_id
         with tables.writing(storage, run_id, lambda t: published_name(t, kind, name)) as writer:

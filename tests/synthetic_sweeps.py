@@ -68,9 +68,9 @@ def occlusion(
     name: str = "occlusion",
 ) -> None:
     """Maps of the first images: a pit about one place in each. `pieces` cuts each image's rows
-    into parts that are written in the opposite order; `classes` None: the network has none; `further`
-    features have the same map, doubled; `projected` units are brighter the lower a pixel is;
-    rows of the grid in `absent` have no rows in the table; `value` is the occluder's colour."""
+    into parts that are written in the opposite order; `classes` None: the network has none;
+    `further` features have the same map, doubled; `projected` units are brighter the lower a pixel
+    is; rows of the grid in `absent` are not in the table; `value` is the occluder's colour."""
     occluder, stride = (8, 10), (4, 5)
     facts: Rows = []
     parts: list[Rows] = [[] for _ in range(pieces)]

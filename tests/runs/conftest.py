@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zfscale.records import Column, Counts, Receipt, Table
+from zfscale.records import Column, Counts, Receipt, Table, Task
 from zfscale.runs import segments
 from zfscale.storage import open_storage
 
@@ -57,10 +57,11 @@ def winners():
 
 @pytest.fixture
 def receipt():
-    """A function that publishes a segment and gives the receipt of its task."""
+    """A function that publishes a segment and gives the receipt of its task, one of many."""
 
-    def make(storage, task, value=0, images=2):
+    def make(storage, number, value=0, images=2, name="scan", device=""):
+        task = Task(name, payload={"number": number})
         file = segments.write(storage, task, "rows", {"value": np.array([value])})
-        return Receipt(task, (file,), Counts(images, ok=images), 0.5)
+        return Receipt(task.id, (file,), Counts(images, ok=images), 0.5, device)
 
     return make

@@ -11,15 +11,24 @@ import os
 import sys
 from pathlib import Path
 
-from zfscale.records import Counts, Receipt
+import numpy as np
+
+from zfscale.records import Column, Counts, Receipt, Table
 from zfscale.runs import manifest as manifests
-from zfscale.runs import record as run
-from zfscale.runs.ledger import Ledger
+from zfscale.runs import record, tables
+from zfscale.runs.ledger import Ledger, Planned
+from zfscale.runs.manifest import State
+from zfscale.runs.verify import find_damage
 from zfscale.storage import open_storage
 from zfscale.storage.base import file
 
 STEPS = ("fsync", "rename", "link", "mkdir", "unlink")
-GROUPS = (("scan-01", "scan-02"), ("scan-03",), ("scan-04", "scan-05"))
+GROUPS = (("01", "02"), ("03",), ("04", "05"))
+TABLE = Table("numbers", 1, (Column("id", "int64", "any"),), ("id",), ("id",))
+
+
+def open_ledger(storage):
+    return Ledger.open(storage, {"model": "m"}, {"scan": Planned("scan")})
 
 
 def receipt(storage, task):
@@ -30,16 +39,19 @@ def receipt(storage, task):
 
 
 def work(storage, acknowledge):
-    """Commit what is missing, one group at a time."""
-    ledger = Ledger.open(storage, {"model": "m"}, {"scan": {}})
+    """Commit what is missing, one group at a time, then publish a table, as a job does."""
+    ledger = open_ledger(storage)
+    ledger.start("scan", {})
     for number, group in enumerate(GROUPS):
-        missing = [task for task in group if task not in ledger.committed]
-        last = group == GROUPS[-1]
-        ledger.commit(
-            [receipt(storage, task) for task in missing],
-            status="complete" if last else "running",
-        )
+        missing = [task for task in group if task not in ledger.manifest.analyses["scan"].tasks]
+        ledger.commit("scan", [receipt(storage, task) for task in missing])
         acknowledge(number + 1)
+    ledger.withdraw("scan")
+    with tables.writing(storage, ledger.manifest.run_id) as writer:
+        writer.add(TABLE, {"id": np.arange(3)})
+    ledger.publish("scan", writer.files, "hash", Counts(5, ok=5))
+    ledger.end("scan", State.COMPLETE, 0.0)
+    acknowledge(len(GROUPS) + 1)
 
 
 def die_at(step):
@@ -72,19 +84,20 @@ def crash(directory, step):
 
 
 def state(directory):
-    """What a reader finds: committed tasks, damaged files, number in run.json, leftovers."""
+    """What a reader finds: tasks, state, damaged files, number in run.json, rows published."""
     storage = open_storage(directory)
     manifest, damaged = manifests.latest(storage)
     if manifest is None:
-        return {"number": 0, "tasks": [], "damage": list(damaged), "record": 0}
-    ledger = Ledger(storage, manifest)
-    record = run.read(storage).manifest if storage.exists(run.PATH) else 0
-    damage = [*damaged, *map(str, ledger.verify())]
+        nothing = {"number": 0, "tasks": [], "state": None, "rows": 0}
+        return nothing | {"damage": list(damaged), "record": 0}
+    scan = manifest.analyses["scan"]
     return {
         "number": manifest.number,
-        "tasks": list(manifest.tasks),
-        "damage": damage,
-        "record": record,
+        "tasks": list(scan.tasks),
+        "state": scan.state,
+        "rows": sum(part.rows for part in manifest.published()),
+        "damage": [*damaged, *map(str, find_damage(storage, manifest))],
+        "record": record.read(storage).manifest if storage.exists(record.PATH) else 0,
     }
 
 
@@ -102,9 +115,9 @@ def sweep(base):
 
 def forever(directory):
     storage = open_storage(directory)
-    ledger = Ledger.open(storage, {"model": "m"}, {"scan": {}})
-    for number in itertools.count(len(ledger.committed)):
-        ledger.commit([receipt(storage, f"scan-{number:06}")])
+    ledger = open_ledger(storage)
+    for number in itertools.count(len(ledger.manifest.analyses["scan"].tasks)):
+        ledger.commit("scan", [receipt(storage, f"{number:06}")])
         print(number + 1, flush=True)
 
 

@@ -3,22 +3,24 @@
 import pytest
 
 from zfscale.errors import IntegrityError, UsageError
-from zfscale.records import File
+from zfscale.records import Counts, File
 from zfscale.runs import gc
-from zfscale.runs.ledger import Ledger
+from zfscale.runs import manifest as manifests
+from zfscale.runs.ledger import Ledger, Planned
 
 
 def open_ledger(storage):
-    return Ledger.open(storage, {"model": "m"}, {"scan": {}})
+    return Ledger.open(storage, {"model": "m"}, {"scan": Planned("scan")})
 
 
 def litter(storage, ledger, receipt):
     """A run with one file of each kind of garbage; paths of the garbage, paths of the rest."""
-    ledger.commit([receipt(storage, "scan-01")])
+    done = receipt(storage, 1)
+    ledger.commit("scan", [done])
     part = File("winners/part-00000.parquet", "0" * 64, 1)
     storage.publish(part.path, b"0")
-    ledger.commit(published=[part])
-    lost = receipt(storage, "scan-02").files[0].path
+    ledger.publish("scan", [part], "hash", Counts())
+    lost = receipt(storage, 2).files[0].path
     garbage = {
         lost: "result that no commit refers to",
         "winners/part-00009.parquet": "result that no commit refers to",
@@ -33,7 +35,7 @@ def litter(storage, ledger, receipt):
     kept = {"gallery/index.html", "notes.txt"}
     for path in kept:
         storage.publish(path, b"")
-    return garbage, kept | {part.path, "run.json", ledger.committed["scan-01"].files[0].path}
+    return garbage, kept | {part.path, "run.json", done.files[0].path}
 
 
 def test_garbage_is_listed_and_nothing_changes(storage, receipt):
@@ -53,16 +55,27 @@ def test_collect_deletes_garbage_alone(storage, receipt):
     assert deleted == {*litter_, "manifest/00000003.json"}
     assert set(storage.sizes()) == kept | {"manifest/00000010.json"}
     assert gc.garbage(storage) == []
-    assert list(open_ledger(storage).committed) == ["scan-01"]
+    (done,) = manifests.load(storage).analyses["scan"].receipts()
+    assert done.files[0].path in kept
 
 
 def test_a_living_writer_cannot_commit_what_was_collected(storage, receipt):
     ledger = open_ledger(storage)
-    pending = receipt(storage, "scan-01")
+    pending = receipt(storage, 1)
     gc.collect(storage)
     assert not storage.exists(pending.files[0].path)
     with pytest.raises(IntegrityError, match="another process"):
-        ledger.commit([pending])
+        ledger.commit("scan", [pending])
+
+
+def test_what_was_replaced_is_garbage(storage, receipt):
+    ledger = open_ledger(storage)
+    done = receipt(storage, 1)
+    ledger.commit("scan", [done])
+    assert done.files[0].path not in {path for path, _, _ in gc.garbage(storage)}
+    Ledger.open(storage, {}, {}, replaced=["scan"])
+    assert done.files[0].path in {path for path, _, _ in gc.collect(storage)}
+    assert not storage.exists(done.files[0].path)
 
 
 def test_no_run(storage):

@@ -1,6 +1,7 @@
 """Manifests: encoded without loss, damage found, the highest valid one counts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,55 +10,83 @@ from hypothesis import strategies as st
 from zfscale.errors import IntegrityError, UsageError
 from zfscale.records import Counts, File, Receipt
 from zfscale.runs import manifest as manifests
-from zfscale.runs.manifest import Manifest
+from zfscale.runs import segments
+from zfscale.runs.manifest import AnalysisState, Manifest, State
 
 SHA = "0123456789abcdef" * 4
 
 
-def make(number=7, receipts=()):
-    return Manifest(
-        number,
-        "writer",
-        "run",
-        "2026-01-01T00:00:00+00:00",
-        "running",
-        {"model": "m", "crop": [2, 3]},
-        {"scan": {"k": 9}},
-        {"classes": ["é"]},
-        {"winners/a.parquet": File("winners/a.parquet", SHA, 3)},
-        {receipt.task: manifests.entry(receipt) for receipt in receipts},
+def make(number=7, receipts=(), name="scan"):
+    state = AnalysisState(
+        kind="scan",
+        options={"k": 9},
+        files={"classes": SHA},
+        needs={"index": "index"},
+        inputs={"index": "hash"},
+        metadata={"classes": ["é"]},
+        state=State.FAILED,
+        results="hash",
+        counts=Counts(5, 2, 2, 1, 1),
+        seconds=1.25,
+        error="the disk is full",
+        command="zfscale run job.yaml",
+        published={"winners/a.parquet": File("winners/a.parquet", SHA, 3, "winners", 2)},
+        tasks={receipt.task: manifests.entry(name, receipt) for receipt in receipts},
     )
+    when = "2026-01-01T00:00:00+00:00"
+    fingerprint, metadata = {"model": "m", "crop": [2, 3]}, {"job": {}}
+    analyses = {name: state, "other": AnalysisState("index")}
+    return Manifest(number, "writer", "run", when, when, fingerprint, metadata, analyses)
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1)
 files = st.builds(
-    File, st.lists(names, min_size=2, max_size=5).map("/".join), st.just(SHA), st.integers(0)
+    File,
+    st.lists(names, min_size=2, max_size=5).map("/".join),
+    st.just(SHA),
+    st.integers(0),
+    st.none() | names,
+    st.integers(0),
 )
 
 
 @st.composite
-def receipts(draw):
-    task = f"{draw(names)}-{draw(names)}"
+def receipts(draw, name):
+    task = draw(names)
     ok, duplicate, quarantined = (draw(st.integers(0, 10**6)) for _ in range(3))
     counts = Counts(ok + duplicate + quarantined, ok, quarantined, duplicate)
-    segment = File(f"segments/{task.rpartition('-')[0]}/{task}-rows-{SHA[:16]}.parquet", SHA, 1)
+    segment = File(segments.path(name, task, "rows", SHA), SHA, 1, "rows", 4)
     return Receipt(task, (segment, *draw(st.lists(files, max_size=3))), counts, 1.5)
 
 
-@given(st.lists(receipts(), max_size=4))
-def test_round_trip(given_receipts):
-    manifest = make(receipts=given_receipts)
+@given(st.data(), names)
+def test_round_trip(data, name):
+    given_receipts = data.draw(st.lists(receipts(name), max_size=4))
+    manifest = make(receipts=given_receipts, name=name)
     found = manifests.decode(manifests.encode(manifest))
     assert found == manifest
     last = {receipt.task: receipt for receipt in given_receipts}
-    assert {task: found.receipt(task) for task in found.tasks} == last
+    state = found.analyses[name]
+    assert {task: state.receipt(task) for task in state.tasks} == last
+    expected = [file for receipt in last.values() for file in receipt.files]
+    assert list(found.files()) == [*expected, *state.published.values()]
 
 
-def test_a_segment_entry_is_short_and_plain_json():
-    path = f"segments/scan/scan-01-rows-{SHA[:16]}.parquet"
-    receipt = Receipt("scan-01", (File(path, SHA, 5),), Counts(2, ok=2), 0.12345)
+@pytest.mark.parametrize("state", list(State))
+def test_every_state_comes_back(state):
+    manifest = make()
+    manifest = replace(manifest, analyses={"a": replace(manifest.analyses["scan"], state=state)})
+    assert manifests.decode(manifests.encode(manifest)).analyses["a"].state is state
+
+
+def test_the_entry_of_a_task_is_short_and_plain_json():
+    segment = File(segments.path("scan", "01", "rows", SHA), SHA, 5, "rows", 3)
+    shard = File("a.zarr/c/0", SHA, 7)
+    receipt = Receipt("01", (segment, shard), Counts(2, ok=2), 0.12345)
     data = json.loads(manifests.encode(make(receipts=[receipt])))
-    assert data["manifest"]["tasks"]["scan-01"] == [[["rows", SHA, 5]], [2, 2, 0, 0, 0], 0.123]
+    entry = data["manifest"]["tasks"]["scan"]["01"]
+    files = [[None, SHA, 5, "rows", 3], ["a.zarr/c/0", SHA, 7, None, 0]]
+    assert entry == [files, [2, 2, 0, 0, 0], 0.123, "scan"]
 
 
 @given(st.data())
@@ -101,6 +130,6 @@ def test_no_run_and_no_valid_manifest(storage):
 
 def test_another_format_is_refused(monkeypatch):
     data = manifests.encode(make())
-    monkeypatch.setattr(manifests, "FORMAT", 2)
+    monkeypatch.setattr(manifests, "FORMAT", manifests.FORMAT + 1)
     with pytest.raises(UsageError, match="another version"):
         manifests.decode(data)

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from zfscale.errors import IntegrityError
-from zfscale.records import File
+from zfscale.records import Task
 from zfscale.runs import segments
 from zfscale.storage import open_storage
 
+TASK = Task("scan")
 NUMBERS = ["bool", "int8", "uint8", "int32", "int64", "uint64", "float32", "float64"]
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 
@@ -61,7 +62,7 @@ def _key(value):
 @settings(max_examples=60, deadline=None)
 def test_columns_come_back_bit_by_bit(given_columns):
     storage = open_storage("memory://segments/run")
-    file = segments.write(storage, "scan-0123456789abcdef0123", "rows", given_columns)
+    file = segments.write(storage, TASK, "rows", given_columns)
     assert_same(given_columns, segments.read(storage, file))
 
 
@@ -69,12 +70,12 @@ def test_special_floats_keep_their_bits(storage):
     bits = np.array([0x7FF8000000000123, 1 << 63, 0x7FF0000000000000, 1], np.uint64)
     values = bits.view(np.float64)
     given_columns = {"plain": values, "masked": np.ma.masked_array(values, [0, 0, 1, 0])}
-    file = segments.write(storage, "scan-01", "rows", given_columns)
+    file = segments.write(storage, TASK, "rows", given_columns)
     assert_same(given_columns, segments.read(storage, file))
 
 
 def test_empty_and_unknown_objects_are_strings(storage):
-    file = segments.write(storage, "scan-01", "rows", {"a": objects([]), "b": objects([])})
+    file = segments.write(storage, TASK, "rows", {"a": objects([]), "b": objects([])})
     rows = segments.read(storage, file, where={"a": "x"})
     assert rows["a"].dtype == object
     assert len(rows["b"]) == 0
@@ -82,7 +83,7 @@ def test_empty_and_unknown_objects_are_strings(storage):
 
 def test_two_dimensional_columns_are_lists(storage):
     values = np.arange(6, dtype=np.float32).reshape(3, 2)
-    file = segments.write(storage, "scan-01", "rows", {"a": values, "b": values[:, 0]})
+    file = segments.write(storage, TASK, "rows", {"a": values, "b": values[:, 0]})
     assert np.stack(segments.read(storage, file)["a"]).tolist() == values.tolist()
 
 
@@ -92,15 +93,22 @@ def test_mixed_lists_are_refused():
         segments.encode({"a": lists})
 
 
-def test_name_says_task_table_and_content(storage):
-    one = segments.write(storage, "scan-01", "rows", {"a": np.array([1])})
-    same = segments.write(storage, "scan-01", "rows", {"a": np.array([1])})
-    other = segments.write(storage, "scan-01", "rows", {"a": np.array([2])})
+def test_path_says_analysis_task_table_and_content(storage):
+    task = Task("small-scan", payload={"number": 1})
+    one = segments.write(storage, task, "rows", {"a": np.array([1, 2])})
+    same = segments.write(storage, task, "rows", {"a": np.array([1, 2])})
+    other = segments.write(storage, task, "rows", {"a": np.array([2])})
     assert one == same
-    assert one.path == f"segments/scan/scan-01-rows-{one.sha256[:16]}.parquet"
+    assert one.path == f"segments/small-scan/{task.id}-rows-{one.sha256[:16]}.parquet"
     assert storage.list() == sorted([one.path, other.path])
-    assert segments.table_of(one) == "rows"
-    assert segments.table_of(File("projections.zarr/conv1/c/0", "", 0)) is None
+    assert [(file.table, file.rows) for file in (one, other)] == [("rows", 2), ("rows", 1)]
+
+
+@pytest.mark.parametrize("table", ["", "a-b", "../a", "a/b"])
+def test_a_table_that_would_lead_elsewhere_is_refused(storage, table):
+    with pytest.raises(ValueError, match="not a table name"):
+        segments.write(storage, TASK, table, {"a": np.array([1])})
+    assert storage.list() == []
 
 
 def test_bytes_do_not_depend_on_what_masks_hide():
@@ -119,7 +127,7 @@ def records(storage):
         "feature": np.array([*range(50), *range(50)]),
         "record": objects(made),
     }
-    return segments.write(storage, "switches-01", "switches", rows), made
+    return segments.write(storage, Task("switches"), "switches", rows), made
 
 
 def test_selection(storage, records):
@@ -154,7 +162,7 @@ def test_selection_reads_only_row_groups_that_may_match(storage, records, monkey
 
 @pytest.mark.parametrize("at", [0, 500, 900, -20, -1])
 def test_a_flipped_bit_is_found(storage, at):
-    file = segments.write(storage, "scan-01", "rows", {"a": np.arange(1000) ** 3 % 71})
+    file = segments.write(storage, TASK, "rows", {"a": np.arange(1000) ** 3 % 71})
     data = bytearray(storage.read(file.path))
     data[at] ^= 1
     storage.publish(file.path, bytes(data))
@@ -166,7 +174,7 @@ def test_a_flipped_bit_is_found(storage, at):
 
 
 def test_damage_after_the_first_read_is_found(directory):
-    file = segments.write(directory, "scan-01", "rows", {"a": np.random.default_rng(0).random(99)})
+    file = segments.write(directory, TASK, "rows", {"a": np.random.default_rng(0).random(99)})
     segments.read(directory, file)
     data = bytearray(directory.read(file.path))
     data[300] ^= 1
@@ -176,7 +184,7 @@ def test_damage_after_the_first_read_is_found(directory):
 
 
 def test_missing_segment(storage):
-    file = segments.write(storage, "scan-01", "rows", {"a": np.arange(3)})
+    file = segments.write(storage, TASK, "rows", {"a": np.arange(3)})
     storage.delete(file.path)
     with pytest.raises(IntegrityError, match="found no file"):
         segments.read(storage, file)

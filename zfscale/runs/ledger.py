@@ -100,15 +100,20 @@ class Ledger:
         return ledger
 
     def start(self, name: str, inputs: Mapping[str, str]) -> None:
-        """Commit that an analysis is being worked on, from the results of others in `inputs`."""
-        self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None)
+        """Commit that an analysis is being worked on, from the results of others in `inputs`.
+
+        What was published from other inputs counts no more.
+        """
+        old = self.manifest.analyses[name]
+        gone: dict[str, Any] = {} if old.inputs == inputs else {"published": {}, "results": None}
+        self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None, **gone)
 
     def commit(self, name: str, receipts: Iterable[Receipt]) -> None:
         """Commit tasks of an analysis; on return they are durable.
 
         A task that is committed already with the same files changes nothing. Raises
-        IntegrityError if it has other files, if it was computed on another class of device, or if
-        another process writes to this run.
+        IntegrityError if it has other files, or if another process writes to this run, and
+        FingerprintMismatch if it was computed on another class of device.
         """
         analysis = self.manifest.analyses[name]
         new: dict[str, str] = {}
@@ -223,10 +228,9 @@ def _take_up(
 
 def _settings(state: AnalysisState) -> dict[str, Any]:
     """What must stay the same: the options, of a file that one names only the content."""
-    options = {key: value for key, value in state.options.items() if key not in state.files}
     contents = {key: f"a file with SHA-256 {sha[:16]}" for key, sha in state.files.items()}
     needs = {f"needs.{kind}": name for kind, name in state.needs.items()}
-    return {"use": state.kind, **options, **contents, **needs}
+    return {"use": state.kind, **state.options, **contents, **needs}
 
 
 def _check_fingerprint(storage: Storage, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -49,8 +49,9 @@ def writing(
 class Writer:
     """Takes the rows of several tables, in whatever order they come. Made by `writing`.
 
-    A table is one file, or one for each layer. Each call of `add` becomes row groups of its own,
-    sorted by the key of the table. `files` are the published ones, once the block has ended.
+    A table is one file, or one for each layer; without any row it is one file in any case. Each
+    call of `add` becomes row groups of its own, sorted by the key of the table. `files` are the
+    published ones, once the block has ended.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Writer:
         self._storage, self._run_id = storage, run_id
         self._published_as, self._streams = published_as, streams
         self._parts: dict[str, _Part] = {}
+        self._empty: dict[str, tuple[Table, Columns]] = {}
 
     def add(self, table: Table, columns: Columns) -> None:
         """Add rows. Raises ValueError for a missing, unknown or ill-typed column, and
@@ -74,18 +76,26 @@ class Writer:
             self._add(table, f"{folder}/part-00000.parquet", columns)
             return
         layers = columns["layer"]
+        if not len(layers):
+            self._empty[folder] = replace(table, by_layer=False), columns
         for layer in dict.fromkeys(layers.tolist()):
             rows = {name: values[layers == layer] for name, values in columns.items()}
             self._add(table, f"{folder}/layer={quote(layer, safe='')}/part-00000.parquet", rows)
 
     def close(self) -> None:
-        """Write what ends each file."""
+        """Write what ends each file, and tables by layer of which no row has come."""
+        written = {path.partition("/")[0] for path in self._parts}
+        for folder, (table, columns) in self._empty.items():
+            if folder not in written:
+                self._add(table, f"{folder}/part-00000.parquet", columns)
         self.files = [part.close() for part in self._parts.values()]
 
     def _add(self, table: Table, path: str, columns: Columns) -> None:
         if path not in self._parts:
             stream = self._streams.enter_context(self._storage.writing(path))
             self._parts[path] = _Part(table, path, stream)
+            # After an error too, while there is a stream to close it on.
+            self._streams.callback(self._parts[path].release)
         self._parts[path].add(_sorted(table, columns, self._run_id))
 
 
@@ -110,6 +120,10 @@ class _Part:
         self._stream.seek(0)
         digest = hashlib.file_digest(self._stream, "sha256")  # type: ignore[arg-type]
         return File(self._path, digest.hexdigest(), size, self._table, self._rows)
+
+    def release(self) -> None:
+        """Let go of the file as it is."""
+        self._writer.close()
 
 
 def read(

@@ -20,6 +20,8 @@ from zfscale.runs import manifest
 from zfscale.runs.digest import digest
 from zfscale.storage import open_storage
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 SHARDS = 6
 FEW = {"vertical": [3], "scale": [1.2], "rotation": [90]}
 

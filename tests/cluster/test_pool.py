@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,18 @@ from typing import Any
 
 import pytest
 
-from zfscale.cluster import pool as module
-from zfscale.cluster import session as session_module
-from zfscale.cluster.handle import IN_FLIGHT
-from zfscale.cluster.pool import RayPool
-from zfscale.cluster.session import session
-from zfscale.errors import IntegrityError, NonFiniteActivations, UsageError, ZfscaleError
+from zfscale.cluster.handle import TASKS_IN_FLIGHT
+from zfscale.cluster.pool import Limits, RayPool, _FirstFailures
+from zfscale.errors import (
+    IntegrityError,
+    NonFiniteActivations,
+    TaskFailed,
+    UsageError,
+    ZfscaleError,
+)
 from zfscale.records import Counts, Failure, Receipt, Task
+
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def make_factory(folder: Path) -> Any:
@@ -35,13 +39,15 @@ def make_factory(folder: Path) -> Any:
         "integrity": IntegrityError("two results"),
     }
 
+    starts = {"exit": lambda: os._exit(1), "slow": lambda: time.sleep(2)}
+
     class Worker:
         def __init__(self, setup: Any) -> None:
             if setup.start == "raise":
                 raise UsageError("no such weights")
-            if setup.start == "exit":
-                os._exit(1)
+            starts.get(setup.start, int)()
             (folder / f"start-{os.getpid()}").touch()
+            self.device_name = "a test device"
 
         def run(self, task: Task) -> Receipt:
             name = task.payload["name"]
@@ -113,21 +119,21 @@ def test_tasks_are_read_as_they_are_needed_and_handed_out_before(tmp_path: Path)
         for done in range(1, 6):
             assert isinstance(next(answers), Receipt)
             # The process has its next task before it ends one, and one is looked at ahead.
-            assert done - 1 + IN_FLIGHT <= handed <= done + IN_FLIGHT + 1
+            assert done - 1 + TASKS_IN_FLIGHT <= handed <= done + TASKS_IN_FLIGHT + 1
         answers.close()
 
 
 def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
-    tasks = [task(str(number), seconds=0.1) for number in range(30)]
-    with pool(tmp_path, workers=2) as executor:
+    tasks = [task(str(number), seconds=0.1) for number in range(12)]
+    with pool(tmp_path, workers=1) as executor:
         answers = executor.execute(tasks)
         got = [next(answers) for _ in range(4)]
-        victim = min(processes(tmp_path))
+        (victim,) = processes(tmp_path)
         os.kill(victim, signal.SIGKILL)
         got += answers
     assert sorted(answer.task for answer in got) == sorted(each.id for each in tasks)
     assert all(isinstance(answer, Receipt) for answer in got)
-    assert len(processes(tmp_path)) == 3
+    assert len(processes(tmp_path)) == 2
 
 
 def test_a_deadly_task_is_given_up_and_takes_no_other_with_it(
@@ -147,19 +153,80 @@ def test_a_deadly_task_is_given_up_and_takes_no_other_with_it(
     assert capfd.readouterr().out == ""
 
 
-def test_an_exception_is_tried_again_and_told(tmp_path: Path) -> None:
+def test_an_exception_is_tried_again_and_reported(tmp_path: Path) -> None:
+    good = task("good")
     passing = task("passing", act="raise", times=2)
     lasting = task("lasting", act="raise")
-    with pool(tmp_path, workers=2) as executor:
-        answers = {answer.task: answer for answer in executor.execute([passing, lasting])}
+    with pool(tmp_path, workers=1) as executor:
+        answers = {each.task: each for each in executor.execute([good, passing, lasting])}
     assert isinstance(answers[passing.id], Receipt)
     assert answers[lasting.id] == Failure(lasting.id, "OSError: the disk is gone", 3)
+
+
+def test_a_stage_whose_first_tasks_all_fail_alike_is_stopped(tmp_path: Path) -> None:
+    tasks = [task(str(number), act="raise") for number in range(20)]
+    message = r"first 3 attempts, at 3 tasks, all failed .*: OSError: the disk is gone; remove"
+    with pool(tmp_path, workers=1) as executor, pytest.raises(TaskFailed, match=message):
+        list(executor.execute(tasks))
+    assert len(list(tmp_path.glob("try-*"))) <= 4  # of 60; one more may have begun
+
+
+def test_two_tasks_that_fail_alike_are_the_whole_stage(tmp_path: Path) -> None:
+    tasks = [task(str(number), act="raise") for number in range(2)]
+    alike = pytest.raises(TaskFailed, match="first 3 attempts, at 2 tasks")
+    with pool(tmp_path, workers=1) as executor, alike:
+        list(executor.execute(tasks))
+
+
+def test_tasks_that_fail_alike_hold_up_none_that_succeeds(tmp_path: Path) -> None:
+    bad = [task(f"bad{number}", act="raise") for number in range(3)]
+    good = [task(str(number)) for number in range(4)]
+    with pool(tmp_path, workers=1, limits=Limits(attempts=2)) as executor:
+        # The first to fail is the first of all; the other two fail after others have succeeded.
+        tasks = [bad[0], *good, *bad[1:]]
+        answers = {each.task: each for each in executor.execute(tasks)}
+    for each in bad:
+        assert answers[each.id] == Failure(each.id, "OSError: the disk is gone", 2)
+    assert all(isinstance(answers[each.id], Receipt) for each in good)
+
+
+def test_a_single_task_has_all_its_attempts(tmp_path: Path) -> None:
+    with pool(tmp_path, workers=1) as executor:
+        (failure,) = executor.execute([task("only", act="raise")])
+    assert isinstance(failure, Failure)
+    assert failure.attempts == tries(tmp_path, "only") == 3
+
+
+def failing(
+    *errors: tuple[str, str], running: str = "", total: int | None = None
+) -> _FirstFailures:
+    failures = _FirstFailures()
+    for name, error in errors:
+        failures.add(name, error, running.split() or [name], total)
+    return failures
+
+
+def test_which_first_failures_stop_a_stage() -> None:
+    alike = [("a", "x"), ("b", "x"), ("c", "x")]
+    with pytest.raises(TaskFailed, match="at 3 tasks"):
+        failing(*alike)
+    failing(("a", "x"), ("b", "y"), ("c", "x"), ("d", "x"))  # not the same error
+    failing(("a", "x"), ("a", "x"), ("a", "x"), total=1)
+    failing(("a", "x"), ("a", "x"), ("b", "x"), ("b", "x"))  # there may be a third task
+    # A machine of its own is broken: the tasks that others began with have not failed yet.
+    failures = failing(*alike, running="a e f")
+    failures.add("e", "x", [], None)
+    with pytest.raises(TaskFailed, match="first 5 attempts, at 5 tasks"):
+        failures.add("f", "x", [], None)
+    failures = failing(*alike[:2])
+    failures.stop_watching()
+    failures.add("c", "x", [], None)
 
 
 def test_a_task_over_its_time_is_ended(tmp_path: Path) -> None:
     hanging = task("hanging", act="hang")
     others = [task(str(number)) for number in range(6)]
-    with pool(tmp_path, workers=2, attempts=2, task_timeout=2) as executor:
+    with pool(tmp_path, workers=2, limits=Limits(attempts=2, task_timeout=2)) as executor:
         answers = list(executor.execute([hanging, *others]))
     (failure,) = [answer for answer in answers if isinstance(answer, Failure)]
     assert failure == Failure(hanging.id, "ran longer than 2 s", 2)
@@ -186,96 +253,53 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
         list(executor.execute([task("0")]))
 
 
-def a_cluster(cpus: int) -> Any:
-    """What stands for the session on a cluster: one node, no GPU."""
-    return lambda address, at_least_cpus: session(None, at_least_cpus=cpus)
-
-
 def test_what_fits_nowhere_is_said_and_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, cpus: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cores = len(os.sched_getaffinity(0))
-    monkeypatch.setattr(module, "session", a_cluster(cores))
-    monkeypatch.setattr(module, "START_NOTICE", 0.5)
-    monkeypatch.setattr(module, "START_LIMIT", 3.0)
-    needs = f"each needs {2 * cores} CPU on one node, and Ray has 1 node with {cores} CPU"
-    given_up = pytest.raises(ZfscaleError, match=f"no worker could start for [34] s: {needs}")
-    options = {"workers": None, "threads": 2 * cores, "address": "auto"}
-    with pool(tmp_path, **options) as executor, given_up:
+    needs = f"each worker needs {2 * cpus} CPU on one node, and Ray has 1 node with {cpus} CPU"
+    given_up = pytest.raises(ZfscaleError, match=rf"no worker has started for \d+ s: {needs}")
+    limits = Limits(start_notice=0.2, start_limit=1.0, poll=0.1)
+    options: dict[str, Any] = {"workers": None, "threads": 2 * cpus, "address": "auto"}
+    with pool(tmp_path, limits=limits, **options) as executor, given_up:
         list(executor.execute([task("0")]))
     (notice,) = caplog.messages
-    assert notice.startswith(f"waiting for 1 of 1 workers: {needs}")
+    assert notice.startswith("waiting for 1 of 1 workers")
+    assert needs in notice
 
 
 def test_workers_without_room_hold_up_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, cpus: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cores = len(os.sched_getaffinity(0))
-    monkeypatch.setattr(module, "session", a_cluster(cores))
-    with pool(tmp_path, workers=2, threads=cores, address="auto") as executor:
-        assert len(list(executor.execute([task("first")]))) == 1  # one of them has started
-        monkeypatch.setattr(module, "START_NOTICE", 0.5)
-        monkeypatch.setattr(module, "START_LIMIT", 1.5)
-        answers = list(executor.execute([task(str(n), seconds=0.5) for n in range(6)]))
+    limits = Limits(start_notice=0.2, poll=0.1)
+    with pool(tmp_path, workers=2, threads=cpus, address="auto", limits=limits) as executor:
+        answers = list(executor.execute([task(str(n), seconds=0.2) for n in range(6)]))
     assert all(isinstance(answer, Receipt) for answer in answers)
     assert len(processes(tmp_path)) == 1
     (notice,) = caplog.messages
-    assert notice.startswith("waiting for 1 of 2 workers")
+    assert " of 2 workers" in notice
 
 
-def test_an_embedded_ray_without_room_refuses_at_once(tmp_path: Path) -> None:
-    refused = pytest.raises(UsageError, match=r"device: cuda: a worker .* 99 GPU")
-    with refused, pool(tmp_path, workers=None, device="cuda", gpus_per_worker=99):
-        pass
-    # Nothing of it is left: the next one starts, with room for one whatever the threads are.
-    with pool(tmp_path, workers=None, threads=2 * len(os.sched_getaffinity(0))) as executor:
-        assert len(list(executor.execute([task("0")]))) == 1
+def test_the_limit_for_starting_does_not_run_while_one_worker_works(
+    tmp_path: Path, cpus: int
+) -> None:
+    with pool(tmp_path, workers=2, threads=cpus, address="auto") as executor:
+        assert len(list(executor.execute([task("first")]))) == 1  # one of them has started
+        executor._limits = Limits(start_limit=0.5, poll=0.1)
+        answers = list(executor.execute([task(str(n), seconds=0.3) for n in range(4)]))
+    assert len(answers) == 4
 
 
-def test_embedded_ray_listens_on_loopback_only_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    sigterm = signal.getsignal(signal.SIGTERM)
-    environment = dict(os.environ)
-    others = descendants(os.getpid())  # e.g. what other tests in this process have started
-    with pool(tmp_path, workers=2) as executor:
-        list(executor.execute([task(str(number)) for number in range(4)]))
-        assert signal.getsignal(signal.SIGTERM) is sigterm
-        family = descendants(os.getpid()) - others
-        listening = sockets(family)
-        assert len(listening) >= 4  # gcs, raylet, two workers
-        assert {address for address in listening if "127.0.0.1" not in address} == set()
-        # A token of our own, unless another test had Ray imported before: then there is none.
-        assert os.environ.get("RAY_AUTH_TOKEN") == session_module._embedded_token().get("RAY_AUTH_TOKEN")
-    deadline = time.monotonic() + 20
-    while (left := descendants(os.getpid()) & family) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left == set()
-    # Ray itself leaves two variables of its own when it is first imported.
-    left_behind = dict(os.environ).items() - environment.items()
-    assert {name for name, _ in left_behind} <= {"PYTHONBREAKPOINT", "RAY_CLIENT_MODE"}
-    assert environment.items() <= dict(os.environ).items()
+def test_a_worker_says_what_it_computes_on_before_its_first_task(tmp_path: Path) -> None:
+    with pool(tmp_path, workers=1) as executor:
+        assert executor.device_names == frozenset()
+        answers = executor.execute([task("0"), task("1")])
+        next(answers)
+        assert executor.device_names == {"a test device"}
+        list(answers)
 
 
-def descendants(pid: int) -> set[int]:
-    """Running processes below `pid`."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(stat.parent.name))
-    found: set[int] = set()
-    below = [pid]
-    while below:
-        below = [child for parent in below for child in children.get(parent, [])]
-        found.update(below)
-    return found
-
-
-def sockets(pids: set[int]) -> list[str]:
-    """Local addresses on which these processes listen, as `ss` prints them."""
-    lines = subprocess.run(
-        ["ss", "-Hltnp"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    return [line.split()[3] for line in lines if any(f"pid={pid}," in line for pid in pids)]
+def test_loading_takes_nothing_from_the_time_of_the_first_task(tmp_path: Path) -> None:
+    limits = Limits(attempts=1, task_timeout=1.5)
+    with pool(tmp_path, workers=1, start="slow", limits=limits) as executor:
+        (answer,) = executor.execute([task("0")])
+    assert isinstance(answer, Receipt)

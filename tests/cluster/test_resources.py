@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zfscale.cluster import resources as capacity
+from zfscale.cluster import resources
 from zfscale.errors import UsageError
 
 HEAD: dict[str, float] = {"memory": 8e9, "node:10.0.0.1": 1}
@@ -36,7 +36,7 @@ GPUS: dict[str, float] = {"CPU": 8, "GPU": 4}
 def test_workers_are_counted_node_by_node(
     nodes: list[dict[str, float]], cpus: int, gpus: float, workers: int
 ) -> None:
-    assert capacity.fitting(nodes, {"CPU": cpus, "GPU": gpus}) == workers
+    assert resources.count_workers(nodes, {"CPU": cpus, "GPU": gpus}) == workers
 
 
 def connected(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
@@ -49,7 +49,7 @@ def connected(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None
         assert address == "auto"
         yield SimpleNamespace(nodes=lambda: found)
 
-    monkeypatch.setattr(capacity, "session", session)
+    monkeypatch.setattr(resources, "session", session)
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ def test_the_device_is_what_the_nodes_have(
     nodes: list[dict[str, float]], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected(monkeypatch, *nodes)
-    assert capacity.device("auto") == device
+    assert resources.device("auto") == device
 
 
 def test_a_cluster_that_is_still_empty_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     connected(monkeypatch, HEAD)
     with pytest.raises(UsageError, match=r"1 node with no CPU .* --set device=cuda"):
-        capacity.device("auto")
+        resources.device("auto")
 
 
 def test_nodes_in_words() -> None:
     found = [SMALL, GPU, SMALL, HEAD]
     expected = "2 nodes with 2 CPU, 1 node with 8 CPU and 1 GPU, 1 node with no CPU"
-    assert capacity.inventory(found) == expected
-    assert capacity.inventory([]) == "no nodes"
+    assert resources.format_nodes(found) == expected
+    assert resources.format_nodes([]) == "no nodes"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from zfscale.analyses import Batch
-from zfscale.analyses.scan import analysis as scan
+from zfscale.analyses.scan.analysis import Options, Scan
+from zfscale.analysis import Batch
 from zfscale.convnet.network import Network
 from zfscale.records import Columns, Image, ImageRef, Reason, Task, image_id
 
@@ -51,8 +51,8 @@ def scan_all(
     network: Network, given: Sequence[Batch], k: int, between: Between = lambda batch: None
 ) -> Columns:
     """The winners of one task of these batches, as a worker finds them."""
-    step = scan.passes(scan.Options(top_k=k))[0]
-    return step.run(Decoded(network, given, between), Task("scan")).tables["winners"]
+    scan = Scan(Options(top_k=k))
+    return scan.run(Decoded(network, given, between), Task("scan")).tables["winners"]
 
 
 @torch.inference_mode()

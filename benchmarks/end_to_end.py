@@ -25,12 +25,13 @@ from zfscale.collection.decode import decode_ahead
 from zfscale.convnet.runtime import prepare
 from zfscale.engine import driver, resolve
 from zfscale.engine.events import Event, Progressed, StageDone
-from zfscale.engine.worker import Executor, Serial, Setup, load_network
+from zfscale.engine.resolve import ResolvedJob
+from zfscale.engine.worker import Executor, Serial, load_network
 from zfscale.job import Job
 
-Start = Callable[[Setup], Executor]
+Start = Callable[[ResolvedJob], Executor]
 MODELS = ("zfscale:alexnet", "zfscale:zfnet")
-EXECUTORS: dict[str, Start] = {"in process": Serial, "embedded Ray": lambda s: RayPool(s, None)}
+EXECUTORS: dict[str, Start] = {"in process": Serial, "embedded Ray": lambda job: RayPool(job, None)}
 
 
 class _Scanned(Exception):
@@ -44,8 +45,8 @@ def job_seconds(job: Job, start: Start) -> float:
     def report(event: Event) -> None:
         if isinstance(event, Progressed | StageDone) and event.stage == "scan":
             times.append(time.perf_counter())
-        if isinstance(event, StageDone):
-            raise _Scanned
+            if isinstance(event, StageDone):
+                raise _Scanned
 
     with tempfile.TemporaryDirectory() as folder:
         fresh = job.model_copy(update={"run": f"{folder}/run"})
@@ -55,16 +56,16 @@ def job_seconds(job: Job, start: Start) -> float:
 
 
 def _measure(job: Job, rounds: int) -> tuple[str, ...]:
-    setup = resolve.resolve(job)
-    prepare(setup.threads)
-    network = load_network(setup.job, "cpu")
+    resolved = resolve.resolve(job)
+    prepare(resolved.threads_per_worker)
+    network = load_network(resolved, "cpu")
     recipe = network.preprocessing
-    shards = sources.find(job.images)[1:]
-    count = sum(shard.images for shard in shards)
+    indexed = [(shard, sources.index(shard)) for shard in sources.find(job.images)[1:]]
+    count = sum(len(rows["position"]) for _, rows in indexed)
 
     def decode() -> None:
-        samples = chain.from_iterable(sources.read(shard, 0, shard.images) for shard in shards)
-        for _ in decode_ahead(samples, recipe, setup.threads, 2 * job.batch):
+        samples = chain.from_iterable(sources.read(shard, rows) for shard, rows in indexed)
+        for _ in decode_ahead(samples, recipe, resolved.decode_threads, 2 * job.batch):
             pass
 
     inputs = network.normalise(_images.decoded(job.batch, recipe))

@@ -15,7 +15,7 @@ from benchmarks._decoded import batches, forward, scan_all
 from benchmarks._report import Report
 from benchmarks._timing import seconds
 from zfscale import models
-from zfscale.analyses import Batch
+from zfscale.analysis import Batch
 from zfscale.convnet.network import Network
 from zfscale.convnet.runtime import prepare
 

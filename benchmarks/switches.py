@@ -26,8 +26,9 @@ def run(model: str = "zfscale:zfnet", count: int = 400, k: int = 9, batch: int =
             {"run": f"{folder}/run", "model": model, "weights": "seed:0", "images": [images]}
             | {"batch": batch, "device": "cpu", "analyses": {"scan": {"top_k": k}}}
         )
-        driver.run(resolve.resolve(job), Serial, lambda event: None)
-        network = load_network(job, "cpu")
+        resolved = resolve.resolve(job)
+        driver.run(resolved, Serial, lambda event: None)
+        network = load_network(resolved, "cpu")
         sizes = {layer: _sizes(network, layer, Path(job.run)) for layer in network.layers}
     rows = [_row(layer.name, layer.channels * k, *size) for layer, size in sizes.items()]
     winners = sum(layer.channels * k for layer in sizes)

@@ -18,14 +18,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from collected import collect, samples_of
 from PIL import Image as Picture
+from resolved import options
 
 import zfscale
-from zfscale import analyses, job, models
-from zfscale import collection as sources
+from zfscale import job, models
 from zfscale.analyses.correspondence import analysis as correspondence
 from zfscale.analyses.correspondence.analysis import CORRESPONDENCE
-from zfscale.analyses.correspondence.occluders import ITSELF, OCCLUDERS, Occluder, drawn, located
+from zfscale.analyses.correspondence.occluders import (
+    ITSELF,
+    OCCLUDERS,
+    CoveredBox,
+    parts_in_input,
+    random_box,
+)
 from zfscale.analyses.shared.rows import columns
 from zfscale.boxes import PartBox
 from zfscale.collection.decode import decode
@@ -35,6 +42,7 @@ from zfscale.engine.events import Note
 from zfscale.engine.worker import Serial
 from zfscale.errors import UsageError
 from zfscale.records import Failure, Image, ImageRef, Preprocessing, Receipt
+from zfscale.runs import manifest
 from zfscale.runs.digest import digest
 from zfscale.storage import open_storage
 
@@ -106,7 +114,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tasks_of(run: Path) -> int:
     """Committed tasks of the sweep."""
-    return json.loads((run / "run.json").read_text())["stages"]["correspondence"]["tasks"]
+    return len(manifest.load(open_storage(str(run))).analyses["correspondence"].tasks)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +133,7 @@ def truth(images: Path, boxes: pd.DataFrame) -> dict[tuple[str, str, int], np.nd
         )
     pixels = {
         sample.key: decode(sample.data, network.preprocessing).pixels
-        for shard in sources.find([str(images)])
-        for sample in sources.read(shard, 0, shard.images)
+        for sample in samples_of(collect(images))
     }
     found: dict[tuple[str, str, int], list[np.ndarray]] = {}
     for row in boxes.itertuples():
@@ -210,19 +217,19 @@ def test_random_boxes_have_the_size_of_their_part_and_lie_anywhere(tables) -> No
 
 
 def test_a_draw_depends_on_nothing_else() -> None:
-    nose = Occluder("nose", False, ITSELF, 3, 4, 13, 24)
-    first = drawn(nose, "a", 0, 0, (50, 60))
-    assert first == drawn(nose, "a", 0, 0, (50, 60))
+    nose = CoveredBox("nose", False, ITSELF, 3, 4, 13, 24)
+    first = random_box(nose, "a", 0, 0, (50, 60))
+    assert first == random_box(nose, "a", 0, 0, (50, 60))
     others = [
-        drawn(nose, "b", 0, 0, (50, 60)),
-        drawn(nose, "a", 1, 0, (50, 60)),
-        drawn(nose, "a", 0, 1, (50, 60)),
-        drawn(Occluder("eyes", False, ITSELF, 3, 4, 13, 24), "a", 0, 0, (50, 60)),
+        random_box(nose, "b", 0, 0, (50, 60)),
+        random_box(nose, "a", 1, 0, (50, 60)),
+        random_box(nose, "a", 0, 1, (50, 60)),
+        random_box(CoveredBox("eyes", False, ITSELF, 3, 4, 13, 24), "a", 0, 0, (50, 60)),
     ]
     assert len({box.box for box in (first, *others)}) == 5
-    places = {drawn(nose, "a", at, 0, (12, 21)).box[:2] for at in range(200)}
+    places = {random_box(nose, "a", at, 0, (12, 21)).box[:2] for at in range(200)}
     assert places == {(y, x) for y in range(3) for x in range(2)}  # all there are, and no other
-    assert drawn(nose, "a", 0, 0, (10, 20)).box == (0, 0, 10, 20)
+    assert random_box(nose, "a", 0, 0, (10, 20)).box == (0, 0, 10, 20)
 
 
 @pytest.mark.parametrize(("limits", "tasks"), [({}, 1), ({"TASK_BYTES": 1 << 14}, 10)])
@@ -241,18 +248,18 @@ class Interrupted(Serial):
     def execute(self, tasks) -> Iterator[Receipt | Failure]:
         for task in tasks:
             yield self._worker.run(task)
-            if task.stage == "correspondence":
+            if task.analysis == "correspondence":
                 raise KeyboardInterrupt
 
 
 class Remembering(Serial):
-    """Remembers the stages of the tasks it was given."""
+    """Remembers the analyses of the tasks it was given."""
 
     given: list[str]
 
     def execute(self, tasks):
         for task in list(tasks)[::-1]:
-            Remembering.given.append(task.stage)
+            Remembering.given.append(task.analysis)
             yield self._worker.run(task)
 
 
@@ -385,10 +392,10 @@ def test_parts_that_are_cropped_away_are_left_out() -> None:
     image = Image(0, "i", "k", None, ImageRef("u"), 100, 50)
     known = {"i": [PartBox("left", 0, 0, 10, 50), PartBox("middle", 40, 10, 60, 30)]}
     recipe = Preprocessing(50, (50, 50), (0.0,) * 3)
-    ((found, boxes),) = located([image], known, None, recipe)
+    ((found, boxes),) = parts_in_input([image], known, None, recipe)
     assert found is image
     assert [(box.part, box.box) for box in boxes] == [("middle", (10, 15, 30, 35))]
-    assert located([image], known, ("left",), recipe) == []
+    assert parts_in_input([image], known, ("left",), recipe) == []
 
 
 @pytest.mark.parametrize(
@@ -409,7 +416,12 @@ def test_parts_that_are_cropped_away_are_left_out() -> None:
 def test_options_that_cannot_be(wrong: dict[str, object]) -> None:
     (name,) = wrong
     with pytest.raises(UsageError, match=rf"analyses\.correspondence\.{name}"):
-        analyses.options("correspondence", wrong)
+        options("correspondence", **wrong)
+
+
+def test_the_older_spelling_of_discriminative() -> None:
+    deciding = options("correspondence", only="deciding")
+    assert deciding == options("correspondence", only="discriminative")
 
 
 def test_an_unknown_layer_stops_the_job_before_any_work(images, tmp_path) -> None:

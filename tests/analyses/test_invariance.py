@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from collected import collect
 from PIL import Image
+from resolved import options
 from torch import nn
 
 import zfscale
-from zfscale import analyses, job, models
-from zfscale import collection as sources
+from zfscale import job, models
 from zfscale.analyses.invariance import amounts as _amounts
 from zfscale.analyses.invariance import analysis as invariance
 from zfscale.collection.decode import decode
@@ -128,9 +129,8 @@ def test_against_pillow_and_the_plain_module(run: Path, images: Path) -> None:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
     table = rows_of(run)
-    (shard, *_) = sources.find([str(images)])
     exact = 0
-    for sample in sources.read(shard, 0, 2):
+    for sample in collect(images)[0].read(0, 2):
         pixels = decode(sample.data, PREPROCESSING).pixels
         picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
@@ -220,7 +220,7 @@ class Interrupted(Serial):
 
     def execute(self, tasks):
         tasks = list(tasks)
-        if tasks[0].stage != "invariance":
+        if tasks[0].analysis != "invariance":
             yield from super().execute(tasks)
             return
         yield self._worker.run(tasks[-1])
@@ -242,7 +242,7 @@ def test_tasks_are_small_and_their_batches_full(images: Path, tmp_path: Path, mo
     class Noting(Serial):
         def execute(self, tasks):
             tasks = list(tasks)
-            given.extend(task.size for task in tasks if task.stage == "invariance")
+            given.extend(task.size for task in tasks if task.analysis == "invariance")
             return super().execute(tasks)
 
     carry_out(tmp_path / "run", images, Noting, options={"images": {"sample": 5}})
@@ -359,16 +359,18 @@ def test_default_amounts_are_those_of_the_figure() -> None:
     assert steps(32)["vertical"] == list(range(-9, 10))
 
 
-def options(**given: object) -> invariance.Options:
-    return analyses.options("invariance", given)  # type: ignore[return-value]
-
-
 def test_amounts_in_either_form() -> None:
     for form in ([-1, -0.5, 0, 0.5, 1], {"from": -1, "to": 1, "step": 0.5}):
-        assert _amounts.listed(options(vertical=form).vertical) == (-1, -0.5, 0, 0.5, 1)
+        assert _amounts.listed(options("invariance", vertical=form).vertical) == (
+            -1,
+            -0.5,
+            0,
+            0.5,
+            1,
+        )
     even = {"from": 1, "to": 2, "step": 0.3}
-    assert _amounts.listed(options(scale=even).scale) == (1, 1.3, 1.6, 1.9)
-    assert options(scale=even).model_dump(mode="json")["scale"] == even
+    assert _amounts.listed(options("invariance", scale=even).scale) == (1, 1.3, 1.6, 1.9)
+    assert options("invariance", scale=even).model_dump(mode="json")["scale"] == even
     assert _amounts.with_neutral((3.0, -0.0, 3.0, -2.0), 0) == (-2, 0, 3)
     assert str(_amounts.with_neutral((-0.0,), 0)) == "(0.0,)"
 
@@ -394,12 +396,12 @@ def test_amounts_in_either_form() -> None:
 )
 def test_wrong_options_are_explained(given: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        options(**given)
+        options("invariance", **given)
 
 
 def test_what_cannot_be_done_is_told_before_the_scan(images: Path, tmp_path: Path) -> None:
     for wrong, message in [
-        ({"vertical": [112]}, r"vertical: a shift of 112 pixels moves .* out of the input"),
+        ({"vertical": [112]}, "vertical: 112 moves the whole image out of sight"),
         ({"horizontal": [-200, 3]}, "horizontal: -200 moves"),
         ({"layers": "conv9"}, "conv9.*no such module"),
     ]:

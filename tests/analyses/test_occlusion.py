@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from collected import collect, samples_of
+from resolved import options as options_of
 from torch import nn
 
 import zfscale
-from zfscale import analyses, job, models
-from zfscale import collection as sources
+from zfscale import job, models
 from zfscale.analyses.occlusion import analysis as occlusion
 from zfscale.analyses.occlusion import tables as _occlusion
 from zfscale.collection.decode import decode
@@ -76,14 +77,11 @@ def starts(size: int, stride: int) -> list[int]:
 def samples(images: Path) -> list[tuple[str, str, int | None, torch.Tensor]]:
     """Id, key, label and normalised input (1, 3, H, W) of all images."""
     found = []
-    for shard in sources.find([str(images)]):
-        for sample in sources.read(shard, 0, shard.images):
-            pixels = decode(sample.data, PREPROCESSING).pixels.double()
-            mean, std = (
-                torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std)
-            )
-            image = ((pixels - mean) / std).float()[None]
-            found.append((image_id(sample.data), sample.key, sample.label, image))
+    for sample in samples_of(collect(images)):
+        pixels = decode(sample.data, PREPROCESSING).pixels.double()
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
+        image = ((pixels - mean) / std).float()[None]
+        found.append((image_id(sample.data), sample.key, sample.label, image))
     return found
 
 
@@ -189,8 +187,9 @@ def test_an_interrupted_sweep_goes_on(images: Path, tmp_path: Path, monkeypatch)
 
     class Dying(Serial):
         def execute(self, tasks):
+            tasks = list(tasks)
             for number, receipt in enumerate(super().execute(tasks)):
-                if tasks[0].stage == "occlusion" and number == 3:
+                if tasks[0].analysis == "occlusion" and number == 3:
                     raise KeyboardInterrupt
                 yield receipt
 
@@ -205,6 +204,8 @@ def test_an_interrupted_sweep_goes_on(images: Path, tmp_path: Path, monkeypatch)
 
 UNTRACEABLE = """
 import torch
+from collected import collect, samples_of
+from resolved import options as options_of
 from torch import nn
 
 class Net(nn.Module):
@@ -367,7 +368,7 @@ def test_mistakes_are_named(images: Path, tmp_path: Path, options, message: str)
 def test_options_out_of_range_are_refused(given) -> None:
     key = next(iter(given))
     with pytest.raises(UsageError, match=rf"analyses\.occlusion\.{key}") as caught:
-        analyses.options("occlusion", given)
+        options_of("occlusion", **given)
     assert "sample" not in str(caught.value) or given["images"] == {"some": 12}
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfscale.analyses import Batch
 from zfscale.analyses.scan.predictions import predict
+from zfscale.analysis import Batch
 from zfscale.convnet.observing.observe import Observation
 from zfscale.convnet.observing.topk import ImageIds
 from zfscale.records import Image, ImageRef

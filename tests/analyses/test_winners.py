@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from collected import collect
 from convnet.oracle import receptive_field
 from torch import nn
 
 import zfscale
-from zfscale import collection as sources
 from zfscale import job, models
 from zfscale.collection.decode import decode
 from zfscale.convnet.network import Network
@@ -76,8 +76,8 @@ def _brute_force(network: Network, layers: dict[str, str], images: str) -> Truth
     observe = _plain(network.module, layers)
     ids, labels = [], []
     maps: dict[str, list[np.ndarray]] = {}
-    for shard in sources.find([images]):
-        samples = list(sources.read(shard, 0, shard.images))
+    for shard in collect(images):
+        samples = shard.read()
         ids += [image_id(sample.data) for sample in samples]
         labels += [sample.label for sample in samples]
         pixels = [decode(sample.data, network.preprocessing).pixels for sample in samples]

@@ -187,6 +187,7 @@ def test_an_interrupted_sweep_goes_on(images: Path, tmp_path: Path, monkeypatch)
 
     class Dying(Serial):
         def execute(self, tasks):
+            tasks = list(tasks)
             for number, receipt in enumerate(super().execute(tasks)):
                 if tasks[0].analysis == "occlusion" and number == 3:
                     raise KeyboardInterrupt

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from stored import paths, write, write_one
 
 from zfscale.records import Array, Block, Column, Counts, Receipt, Table
-from zfscale.runs import arrays, digest, tables
-from zfscale.runs.ledger import Ledger
+from zfscale.runs import arrays, digest
+from zfscale.runs.ledger import Ledger, Planned
 from zfscale.storage import open_storage
 
 TABLE = Table(
@@ -76,16 +77,24 @@ def to_columns(found):
 
 
 def digest_rows(parts, table=TABLE, run_id="r", rewrite=None):
-    """The digest of rows, written in some parts."""
+    """The digest of rows, given in some parts."""
     storage = open_storage(f"memory://{uuid.uuid4().hex}/run")
-    paths = []
-    for number, found in enumerate(parts):
-        files = tables.write(storage, table, to_columns(found), run_id, f"part-{number:05}")
-        paths += [file.path for file in files]
+    files = paths(write(storage, [(table, to_columns(found)) for found in parts], run_id))
     if rewrite:
-        for path in paths:
+        for path in files:
             rewrite(storage, path)
-    return digest.digest_of(storage, paths)
+    return digest.digest_of(storage, files)
+
+
+def in_files(parts):
+    """The digest of rows whose parts are files of one table."""
+    storage = open_storage(f"memory://{uuid.uuid4().hex}/run")
+    files = []
+    for number, found in enumerate(parts, 1):
+        (path,) = paths(write_one(storage, TABLE, to_columns(found)))
+        files.append(path.replace("00000", f"{number:05}"))
+        storage.publish(files[-1], storage.read(path))
+    return digest.digest_of(storage, files)
 
 
 def recompress(storage, path):
@@ -105,6 +114,7 @@ def test_layout_does_not_matter(found, random):
     cut = random.randrange(1, len(found) + 1)
     parts = [part for part in (shuffled[:cut], shuffled[cut:]) if part]
     assert digest_rows(parts) == expected
+    assert in_files(parts[::-1]) == expected
     assert digest_rows([found], rewrite=recompress) == expected
     assert digest_rows(parts, table=replace(TABLE, by_layer=True)) == expected
     assert digest_rows([found], run_id="another run") == expected
@@ -172,27 +182,26 @@ def test_version_name_and_types_count():
 
 
 def test_only_good_images_count(storage):
-    def write(ids, statuses, part="part-00000"):
+    def of(ids, statuses):
         columns = {
             "id": np.array(ids, object),
             "n": np.arange(len(ids)),
             "status": np.array(statuses, object),
         }
-        return [file.path for file in tables.write(storage, IMAGES, columns, "r", part)]
+        return digest.digest_of(storage, paths(write_one(storage, IMAGES, columns)))
 
-    clean = digest.digest_of(storage, write(["a", "b"], ["ok", "ok"]))
-    bad = write(["a", "b", "c", "d"], ["ok", "ok", "quarantined", "duplicate"])
-    assert digest.digest_of(storage, bad) == clean
-    assert digest.digest_of(storage, write(["a", "b"], ["ok", "quarantined"])) != clean
+    clean = of(["a", "b"], ["ok", "ok"])
+    assert of(["a", "b", "c", "d"], ["ok", "ok", "quarantined", "duplicate"]) == clean
+    assert of(["a", "b"], ["ok", "quarantined"]) != clean
 
 
 def digest_array(storage, data, array=ARRAY, drop=()):
-    paths = [file.path for file in arrays.create(storage, array)]
+    written = paths(arrays.create(storage, array))
     for start in range(0, array.shape[0], array.shard):
         if start not in drop:
             block = Block(array, start, data[start : start + array.shard])
-            paths += [file.path for file in arrays.write(storage, block)]
-    return digest.digest_of(storage, paths)
+            written += paths(arrays.write(storage, block))
+    return digest.digest_of(storage, written)
 
 
 @given(st.integers(0, 59), floats)
@@ -218,21 +227,46 @@ def test_array_layout_does_not_matter(storage, directory):
     assert digest_array(open_storage("memory://x/other"), data, other) != expected
 
 
-def test_digest_of_a_run_is_of_what_is_committed(storage, receipt):
-    def commit(stages):
-        return Ledger.open(storage, {"model": "m"}, stages)
-
-    ledger = commit({"scan": {}})
+def test_digest_of_a_run_is_of_what_is_published(storage, receipt):
+    planned = {"scan": Planned("scan"), "deconvolve": Planned("deconvolve")}
+    ledger = Ledger.open(storage, {"model": "m"}, planned)
     nothing = digest.digest(storage)
-    ledger.commit([receipt(storage, "scan-01")])
+    ledger.commit("scan", [receipt(storage, 1)])
     columns = {name: np.array(["x"], object) for name in ("id", "status")} | {"n": np.arange(1)}
-    files = tables.write(storage, IMAGES, columns | {"status": np.array(["ok"], object)}, "r")
+    files = write_one(storage, IMAGES, columns | {"status": np.array(["ok"], object)})
     assert digest.digest(storage) == nothing
-    ledger.commit(published=[*files, *arrays.create(storage, ARRAY)])
+    ledger.publish("scan", [*files, *arrays.create(storage, ARRAY)], "hash", Counts())
     with_table = digest.digest(storage)
     shard = arrays.write(storage, Block(ARRAY, 0, np.ones((2, 2, 2, 3), np.float32)))
-    ledger.commit([Receipt("deconvolve-01", shard, Counts(), 1.0)])
+    ledger.commit("deconvolve", [Receipt("01", shard, Counts(), 1.0)])
     assert len({nothing, with_table, digest.digest(storage)}) == 3
+    ledger.withdraw("scan")
+    assert digest.digest(storage) == nothing
+
+
+def test_digest_does_not_depend_on_how_results_came_about(storage, directory, receipt):
+    """Tasks, states, seconds and errors do not count, nor the order of analyses."""
+    rows = {"id": np.array(["x"], object), "n": np.arange(1), "status": np.array(["ok"], object)}
+
+    def publish(store, names, number):
+        ledger = Ledger.open(store, {"model": names}, {name: Planned(name) for name in names})
+        for name in names:
+            ledger.commit(name, [receipt(store, number, number, name=name)])
+        ledger.publish("scan", write_one(store, IMAGES, rows, str(number)), str(number), Counts())
+        other = replace(IMAGES, name="other")
+        ledger.publish("other", write_one(store, other, rows, str(number)), "hash", Counts())
+        return digest.digest(store)
+
+    assert publish(storage, ["scan", "other"], 1) == publish(directory, ["other", "scan"], 2)
+
+
+def test_a_table_under_another_name_is_another_result(storage):
+    """Two analyses of one kind do not cancel each other, nor pass for each other."""
+    rows = {"id": np.array(["x"], object), "n": np.arange(1), "status": np.array(["ok"], object)}
+    one = write(storage, [(replace(IMAGES, name="scan"), rows)])
+    other = write(storage, [(replace(IMAGES, name="scan"), rows)], "r", lambda name: "deep")
+    digests = [digest.digest_of(storage, paths(files)) for files in (one, other, one + other)]
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("length", [0, 40_000])
@@ -242,7 +276,7 @@ def test_batches_do_not_matter(directory, length, monkeypatch):
         "n": np.arange(length),
         "status": np.full(length, "ok", object),
     }
-    paths = [file.path for file in tables.write(directory, IMAGES, columns, "r")]
-    expected = digest.digest_of(directory, paths)
+    files = paths(write_one(directory, IMAGES, columns))
+    expected = digest.digest_of(directory, files)
     monkeypatch.setattr(digest, "BATCH", 777)
-    assert digest.digest_of(directory, paths) == expected
+    assert digest.digest_of(directory, files) == expected

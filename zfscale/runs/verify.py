@@ -99,7 +99,7 @@ def check_accounting(storage: Storage, manifest: Manifest) -> dict[str, Counts]:
         if paths:
             for batch in dataset_of(storage, paths).to_batches(columns=["status"]):
                 statuses.update(batch.column("status").to_pylist())
-        expected = {status: getattr(state.counts, status) for status in Status}
+        expected = {status.value: getattr(state.counts, status) for status in Status}
         if statuses != Counter(expected):
             raise IntegrityError(
                 f"{storage.url}: {name} counted {expected}, its table {table} holds "

@@ -1,0 +1,49 @@
+"""The summary of a run says how far each analysis came, and how to go on."""
+
+from zfscale.records import Counts, File
+from zfscale.runs.ledger import Ledger, Planned
+from zfscale.runs.manifest import State
+from zfscale.runs.summary import summarise
+
+SHA = "0123456789abcdef" * 4
+
+
+def test_every_analysis_in_the_order_in_which_it_was_begun(storage, receipt):
+    needs = {"scan": "scan"}
+    kinds = {"scan": "scan", "wide": "occlusion", "small": "occlusion", "curves": "invariance"}
+    planned = {
+        name: Planned(kind, needs=needs if name != "scan" else {}) for name, kind in kinds.items()
+    }
+    ledger = Ledger.open(storage, {}, planned, command="zfscale run job.yaml")
+
+    given = [receipt(storage, number, images=3) for number in range(2)]
+    ledger.start("scan", {})
+    ledger.commit("scan", given)
+    files = [File("images/a", SHA, 100, "images", 6), File("winners/a", SHA, 20, "winners", 4)]
+    ledger.publish("scan", files, "scan 1", Counts(6, 5, 1))
+    ledger.end("scan", State.COMPLETE, 12.5)
+    for name in ("wide", "small"):
+        ledger.start(name, {"scan": "scan 1"})
+    ledger.publish("wide", [], "wide 1", Counts())
+    ledger.end("wide", State.COMPLETE, 1.0)
+    one = receipt(storage, 3, name="small")
+    ledger.commit("small", [one])
+    ledger.end("small", State.FAILED, 2.0, "the disk is full")
+
+    scan, wide, small, curves = summarise(ledger.manifest)
+    assert [each.name for each in (scan, wide, small, curves)] == list(kinds)
+    assert [each.kind for each in (scan, wide, small, curves)] == list(kinds.values())
+    assert (scan.state, scan.tasks, scan.counts) == ("complete", 2, Counts(6, 5, 1))
+    assert (scan.rows, scan.size, scan.seconds) == (10, 120, 12.5)
+    assert scan.kept == sum(receipt.files[0].size for receipt in given)
+    assert (scan.error, scan.command) == (None, None)
+    # Nothing is published: what is committed counts.
+    assert (small.state, small.tasks, small.counts) == ("failed", 1, Counts(2, ok=2))
+    assert (small.rows, small.size, small.kept) == (1, 0, one.files[0].size)
+    assert (small.error, small.command) == ("the disk is full", "zfscale run job.yaml")
+    assert (curves.state, curves.tasks, curves.command) == ("planned", 0, "zfscale run job.yaml")
+    assert (wide.state, wide.command) == ("complete", None)
+
+    ledger.publish("scan", files, "scan 2", Counts(6, 5, 1))
+    _, wide, small, _ = summarise(ledger.manifest)
+    assert (wide.state, wide.command) == ("outdated", "zfscale run job.yaml")

@@ -363,11 +363,15 @@ def _check_finite(counts: Counts, images: int) -> None:
 
 
 def _summary(job: ResolvedJob, ledger: Ledger, seconds: float) -> Summary:
-    """Counts and errors of the scan that the job made or worked on."""
+    """Counts and errors of the scan that the job made or worked on.
+
+    Without one, the counts of what else went over the whole collection.
+    """
     states = ledger.manifest.analyses
     names = [name for name in _concerned(job, ledger) if "images" in states[name].metadata]
     if not names:
-        return Summary(job.run, Counts(), seconds)
+        over_all = [s.name for s in job.stages if s.analysis.scans_dataset]
+        return Summary(job.run, states[over_all[0]].counts if over_all else Counts(), seconds)
     own = [stage.name for stage in job.stages if stage.name in names]
     state = states[own[0] if own else min(names)]
     paths = [file.path for file in state.published.values() if file.table == "images"]

@@ -324,12 +324,7 @@ def _needs(
     for needed in kind.needs:
         candidates = [other for other, (its_kind, _) in depends.items() if its_kind == needed]
         if needed in said:
-            if said[needed] not in candidates:
-                raise UsageError(
-                    f"analyses.{name}.needs.{needed}: {said[needed]!r:.80}: expected the name of "
-                    f"a {needed} of this run or before it in the job; there are "
-                    f"{', '.join(candidates) or 'none'}"
-                )
+            _check_said(name, needed, said[needed], candidates, chosen, depends)
             chosen[needed] = said[needed]
             continue
         # One that itself rests on what was chosen already: the switches of that scan.
@@ -353,6 +348,29 @@ def _needs(
                 f"nor the job before it: add `{needed}: {{}}` before {name}"
             )
     return chosen
+
+
+def _check_said(
+    name: str,
+    needed: str,
+    said: Any,
+    candidates: list[str],
+    chosen: Mapping[str, str],
+    depends: Mapping[str, tuple[str, Mapping[str, str]]],
+) -> None:
+    """Refuse a name that is none of a kind, or of what rests on other analyses than `chosen`."""
+    place = f"analyses.{name}.needs.{needed}: {said!r:.80}"
+    if said not in candidates:
+        raise UsageError(
+            f"{place}: expected the name of a {needed} of this run or before it in the job; there "
+            f"are {', '.join(candidates) or 'none'}"
+        )
+    for kind, other in depends[said][1].items():
+        if chosen.get(kind, other) != other:
+            raise UsageError(
+                f"{place} rests on the {kind} {other}, not on {chosen[kind]}: name a {needed} of "
+                f"{chosen[kind]}, or say `{kind}: {other}` as well"
+            )
 
 
 def _options(name: str, kind: type[Analysis[Any]], given: Mapping[str, Any]) -> BaseModel:

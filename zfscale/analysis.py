@@ -224,7 +224,7 @@ class Analysis(Generic[OptionsT]):
     def check(self, view: View) -> None:
         """Raise the error of an analysis that cannot be done, before any work is done."""
 
-    def memory(self, view: View) -> int:
+    def memory(self, network: Network) -> int:
         """Bytes that a task holds at once, beside the network and one batch of its maps."""
         return 0
 

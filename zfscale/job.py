@@ -78,7 +78,7 @@ class Job(BaseModel):
         description="Analyses in their order, each with its options; {} is enough.",
     )
 
-    @field_validator("images", mode="before")
+    @field_validator("images", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from zfscale.analyses.scan.tables import WINNERS
 from zfscale.analysis import Analysis, Context, Output, View
 from zfscale.convnet.deconvolution.deconvnet import Deconvnet
+from zfscale.convnet.network import Network
 from zfscale.records import Array, Block, Layer, Task
 
 SHARD_BYTES = 64 << 20
@@ -46,7 +47,7 @@ class Deconvolve(Analysis[Options]):
         for name in view.layers:
             Deconvnet.of(view.network, view.network.layer(name), self.options.unpooling)
 
-    def memory(self, view: View) -> int:
+    def memory(self, network: Network) -> int:
         """The projections of one task."""
         return SHARD_BYTES
 

@@ -6,14 +6,14 @@ they run, so that `zfscale --help` is there at once.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
 import zfscale
 from zfscale.cli import jobs, run, tools
-from zfscale.cli.exit import exit_code
+from zfscale.cli.exit import end, exit_code
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +29,6 @@ for command in (*run.COMMANDS, *jobs.COMMANDS, *tools.COMMANDS):
     commands.add_command(command)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
-    sys.exit(exit_code(commands, arguments))
+    end(exit_code(commands, arguments))

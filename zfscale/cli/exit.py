@@ -6,13 +6,13 @@ Knows the errors of errors.py and those of click; not what any command does.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -84,14 +84,27 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end(code: int) -> NoReturn:
+    """End the process with an exit code.
+
+    After an interruption it ends at once: Zarr may be in the middle of hundreds of writes, none of
+    which counts any more, and the interpreter would complain of each as it drops it.
+    """
+    if code == INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # whoever read it is gone
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 @contextmanager
-def resumable() -> Iterator[None]:
-    """Around a command that can be repeated to go on: say so when it is interrupted."""
+def resumable(command: str) -> Iterator[None]:
+    """Around work that `command` goes on with: say so when it is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
-        again = shlex.join(["zfscale", *sys.argv[1:]])
         click.echo(
-            f"zfscale: interrupted; what is finished is kept. Go on with:\n  {again}", err=True
+            f"zfscale: interrupted; finished tasks are kept. Resume with:\n  {command}", err=True
         )
         raise click.exceptions.Exit(INTERRUPTED) from None

@@ -65,9 +65,9 @@ def run(
     wanted = job.load(job_file, overrides)
     from zfscale.engine import driver, progress, resolve
 
-    with resumable(), progress.shown(sys.stderr, as_json) as report:
+    command = job_command(job_file, overrides, address, serial)
+    with resumable(command), progress.shown(sys.stderr, as_json) as report:
         machine = _machine_of(address) if address else resolve.local_machine
-        command = job_command(job_file, overrides, address, serial)
         resolved = resolve.resolve(wanted, machine, replaced, command)
         summary = driver.run(resolved, _executor(address, serial), report)
     if as_json:
@@ -115,7 +115,7 @@ def _tell(epoch: object) -> None:
 def job_command(
     job_file: str, overrides: tuple[str, ...], address: str | None, serial: bool
 ) -> str:
-    """The command line that goes on with a job."""
+    """The command line that goes on with a job: without --replace, which would drop it again."""
     sets = [argument for override in overrides for argument in ("--set", override)]
     where = ["--serial"] if serial else [] if address is None else ["--address", address]
     return shlex.join(["zfscale", "run", job_file, *sets, *where])

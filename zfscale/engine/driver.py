@@ -113,7 +113,9 @@ def _open(
 
 def _planned(stage: Stage, view: AnalysisView) -> Planned:
     options = stage.analysis.options.model_dump(mode="json", by_alias=True)
-    return Planned(stage.kind, options, stage.files, stage.needs, stage.analysis.metadata(view))
+    analysis = stage.analysis
+    metadata = analysis.metadata(view)
+    return Planned(stage.kind, options, stage.files, stage.needs, metadata, analysis.fixed)
 
 
 def _concerned(job: ResolvedJob, ledger: Ledger) -> set[str]:
@@ -146,7 +148,7 @@ class _Workers:
 
 @contextmanager
 def _recorded(ledger: Ledger, name: str) -> Iterator[None]:
-    """Commit how the work on an analysis ends, whatever ends it."""
+    """Commit what ends the work on an analysis before it is complete."""
     began = time.monotonic()
     try:
         yield
@@ -159,7 +161,6 @@ def _recorded(ledger: Ledger, name: str) -> Iterator[None]:
         except (ZfscaleError, OSError) as second:  # what stopped the work tells more
             error.add_note(f"and how it ended could not be recorded: {second}")
         raise
-    ledger.end(name, State.COMPLETE, time.monotonic() - began)
 
 
 class _Plan:
@@ -214,6 +215,7 @@ def _carry_out(
     # A damaged file is as good as work that was never done.
     view.lost = {each.task for each in own if each.task is not None}
     ledger.start(name, inputs)
+    started = ledger.manifest.analyses[name]
     plan = _planned_anew(view, ledger, report)
     while plan.tasks_left:
         report(StageBegun(name, plan.tasks_left, plan.images_left))
@@ -225,7 +227,10 @@ def _carry_out(
     if plan.counts.quarantined and not view.stage.analysis.scans_dataset:
         left_out = f"{name} leaves out {plan.counts.quarantined} of {plan.counts.images} images"
         report(Note(f"{left_out}: what the network makes of them is not finite", Level.WARNING))
-    report(StageDone(name, time.monotonic() - began, plan.counts))
+    seconds = time.monotonic() - began
+    unchanged = ledger.manifest.analyses[name] is started
+    ledger.end(name, State.COMPLETE, started.seconds if unchanged else seconds)
+    report(StageDone(name, seconds, plan.counts))
 
 
 def _is_complete(view: AnalysisView, inputs: Mapping[str, str]) -> bool:

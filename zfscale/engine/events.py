@@ -68,7 +68,6 @@ class Summary:
     """How a job ended. `counts` are the images of the run, each counted once.
 
     `top1` and `top5` are error rates in 0..1 over the labelled images, None without labels.
-    `failed` are the ids of tasks that used up their attempts: the run is then incomplete.
     """
 
     run: str
@@ -76,7 +75,6 @@ class Summary:
     seconds: float
     top1: float | None = None
     top5: float | None = None
-    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

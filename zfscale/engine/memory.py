@@ -18,27 +18,32 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 """Where a container says how much memory it may use."""
 
 
-def check_memory(network: Network, job: ResolvedJob) -> None:
-    """Raises UsageError, naming the sizes, if the weights and one batch cannot fit on the device.
+def check_memory(network: Network, job: ResolvedJob, limit: int | None = None) -> None:
+    """Raises UsageError, naming the sizes, if what a task needs at once cannot fit on the device.
 
-    Counted are the weights, the normalised input, and the most bytes of maps that are needed at
-    one time; what convolutions take to work in comes on top.
+    Counted are the weights, the normalised input, the most bytes of maps that are needed at one
+    time, and what the analysis holds beside them; what convolutions take to work in comes on top.
+    `limit` is in bytes; left out, it is the memory of the device.
     """
+    there = bytes_there(job.device) if limit is None else limit
     weights = sum(t.numel() * t.element_size() for t in network.module.state_dict().values())
     batch = job.batch * network.bytes_per_image
-    there = _bytes_there(job.device)
-    if weights + batch > there:
-        name, place = network.name, "GPU" if job.device == "cuda" else "machine"
-        fits = int((there - weights) // network.bytes_per_image)
-        way_out = f"use a batch of at most {fits}" if fits >= 1 else "use a device with more memory"
-        raise UsageError(
-            f"batch: {job.batch} images of {name} need {_gigabytes(batch)} for their largest maps "
-            f"and {_gigabytes(weights)} for the weights, and this {place} has {_gigabytes(there)}: "
-            f"{way_out}"
-        )
+    beside, name = max((stage.analysis.memory(network), stage.name) for stage in job.stages)
+    if weights + batch + beside <= there:
+        return
+    sizes = [f"{_in_words(batch)} for their largest maps", f"{_in_words(weights)} for the weights"]
+    if beside:
+        sizes.append(f"{_in_words(beside)} for what {name} holds at once")
+    fits = int((there - weights - beside) // network.bytes_per_image)
+    way_out = f"use a batch of at most {fits}" if fits >= 1 else "use a device with more memory"
+    raise UsageError(
+        f"batch: {job.batch} images of {network.name} need {', '.join(sizes[:-1])} and "
+        f"{sizes[-1]}, and this {'GPU' if job.device == 'cuda' else 'machine'} has "
+        f"{_in_words(there)}: {way_out}"
+    )
 
 
-def _bytes_there(device: str) -> int:
+def bytes_there(device: str) -> int:
     """Memory of the device, in bytes; that of a container if it may use less."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[1])
@@ -47,5 +52,5 @@ def _bytes_there(device: str) -> int:
     return min([*sizes, *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -149,8 +149,6 @@ def resolve(
         have = ", ".join(known.analyses) if known else "none"
         raise UsageError(f"--replace {unknown[0]}: {run} has no such analysis; it has {have}")
     stages = _stages(job, images, known, replaced)
-    if any(stage.kind == "index" for stage in stages) and not images:
-        raise UsageError(f"images: missing, and no run at {run} knows them")
     needs_machine = job.device == "auto" or job.threads_per_worker is None
     found = machine() if needs_machine else Machine(job.device, THREADS)
     device = found.device if job.device == "auto" else job.device
@@ -217,6 +215,8 @@ def _stages(
                 entries = _inserted(entries, place, own, {"needs": {kinds[name].kind: name}})
                 kinds[own] = analyses.load(kind)
     if any("index" in kind.needs for kind in kinds.values()):
+        if not images:
+            raise UsageError(f"images: missing, and no run at {job.run} knows them")
         given = {"images": images, "format": job.format}
         entries, kinds = {"index": given} | entries, {"index": analyses.load("index")} | kinds
     depends = {} if known is None else {
@@ -256,6 +256,11 @@ def _kind(name: str, given: Mapping[str, Any]) -> type[Analysis[Any]]:
         raise UsageError(
             f"{place}: there is no such kind of analysis; there are {', '.join(analyses.names())}. "
             f"An analysis under a name of its own says its kind: `{name}: {{use: KIND}}`"
+        )
+    if name != kind and name in analyses.names():
+        raise UsageError(
+            f"analyses.{name}.use: {kind}: {name} is a kind of analysis itself: give this one "
+            "another name"
         )
     return analyses.load(kind)
 
@@ -385,11 +390,15 @@ def _check_tables(stages: list[Stage], known: Manifest | None) -> None:
 def job_schema() -> dict[str, Any]:
     """The JSON Schema of a job file, with the options of every kind of analysis."""
     document = Job.model_json_schema()
-    described = {
-        kind: analyses.load(kind).Options.model_json_schema()
-        for kind in analyses.names()
-        if kind != "index"
-    }
+    described, definitions = {}, document.setdefault("$defs", {})
+    for kind in analyses.names():
+        if kind != "index":
+            # Two kinds may call different things by one name.
+            place = f"#/$defs/{kind}.{{model}}"
+            options = analyses.load(kind).Options.model_json_schema(ref_template=place)
+            for model, schema in options.pop("$defs", {}).items():
+                definitions[f"{kind}.{model}"] = schema
+            described[kind] = options
     common = {
         "needs": {
             "type": "object",
@@ -401,7 +410,12 @@ def job_schema() -> dict[str, Any]:
     def of_kind(kind: str, use: dict[str, Any], required: list[str]) -> dict[str, Any]:
         schema = described[kind]
         properties = {"use": use | {"const": kind}} | common | schema.get("properties", {})
-        return schema | {"properties": properties, "required": required}
+        empty = [] if required else ["null"]
+        return schema | {
+            "type": ["object", *empty],
+            "properties": properties,
+            "required": [*required, *schema.get("required", ())],
+        }
 
     says = {"description": "The kind of this analysis; left out, its name says it."}
     document["properties"]["analyses"] |= {

@@ -57,7 +57,9 @@ class TrainJob(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of weights, order and augmentation.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    @field_validator("images", "held_out", mode="before")
+    @field_validator(
+        "images", "held_out", mode="before", json_schema_input_type=str | tuple[str, ...]
+    )
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value

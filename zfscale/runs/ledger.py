@@ -26,13 +26,17 @@ from zfscale.storage.base import Storage, probe
 
 @dataclass(frozen=True)
 class Planned:
-    """An analysis that a job wants: see `AnalysisState` for the fields."""
+    """An analysis that a job wants: see `AnalysisState` for the fields.
+
+    Its results are `fixed` if others work on what it does, and it has no name of its own to change.
+    """
 
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    fixed: bool = False
 
 
 class Ledger:
@@ -96,8 +100,18 @@ class Ledger:
         return ledger
 
     def start(self, name: str, inputs: Mapping[str, str]) -> None:
-        """Commit that an analysis is being worked on, from the results of others in `inputs`."""
-        self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None)
+        """Commit that an analysis is being worked on, from the results of others in `inputs`.
+
+        What was published from other inputs counts no more, nor do tasks that wrote parts of
+        arrays: new ones put theirs in the same places.
+        """
+        old = self.manifest.analyses[name]
+        gone: dict[str, Any] = {}
+        if old.inputs != inputs:
+            in_arrays = {r.task for r in old.receipts() if any(not f.table for f in r.files)}
+            kept = {task: text for task, text in old.tasks.items() if task not in in_arrays}
+            gone = {"published": {}, "results": None, "tasks": kept}
+        self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None, **gone)
 
     def commit(self, name: str, receipts: Iterable[Receipt]) -> None:
         """Commit tasks of an analysis; on return they are durable.
@@ -200,6 +214,12 @@ def _take_up(
     if old is None or not old.tasks:
         return new
     differences = list(_differences("", _settings(old), _settings(new)))
+    if differences and wanted.fixed:
+        raise FingerprintMismatch(
+            f"{storage.url}: the run was created from others: {'; '.join(differences)}. Go on with "
+            f"those it was created from, use a new run directory, or begin anew here with "
+            f"--replace {name}"
+        )
     if differences:
         raise FingerprintMismatch(
             f"analyses.{name}: {storage.url} has results of it with other options: "
@@ -256,6 +276,12 @@ def _differences(prefix: str, old: Any, new: Any) -> Iterator[str]:
             inner = f"{prefix}.{name}" if prefix else name
             yield from _differences(inner, old.get(name), new.get(name))
     elif old != new:
+        if isinstance(old, list) and isinstance(new, list) and _brief(old) == _brief(new):
+            # Long lists that differ late: what is in one of them alone.
+            gone, come = (
+                [each for each in a if each not in b] for a, b in [(old, new), (new, old)]
+            )
+            old, new = (gone, come) if gone or come else (old, new)
         yield f"{prefix}: {_brief(old)} → {_brief(new)}"
 
 

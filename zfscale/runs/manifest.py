@@ -113,10 +113,6 @@ class Manifest:
             for needed, results in inputs.items()
         )
 
-    def is_readable(self, name: str) -> bool:
-        """Whether the results of an analysis are all there and belong together."""
-        return self.analyses[name].results is not None and not self.is_outdated(name)
-
 
 def path(number: int) -> str:
     """Where manifest `number` lies."""

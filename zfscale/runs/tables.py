@@ -86,6 +86,8 @@ class Writer:
         if path not in self._parts:
             stream = self._streams.enter_context(self._storage.writing(path))
             self._parts[path] = _Part(table, path, stream)
+            # After an error too, while there is a stream to close it on.
+            self._streams.callback(self._parts[path].release)
         self._parts[path].add(_sorted(table, columns, self._run_id))
 
 
@@ -110,6 +112,10 @@ class _Part:
         self._stream.seek(0)
         digest = hashlib.file_digest(self._stream, "sha256")  # type: ignore[arg-type]
         return File(self._path, digest.hexdigest(), size, self._table, self._rows)
+
+    def release(self) -> None:
+        """Let go of the file as it is."""
+        self._writer.close()
 
 
 def read(

@@ -131,7 +131,7 @@ class Occlusion(Analysis[Options]):
         extra = (FEATURES,) if self.options.features else ()
         return (POSITIONS, IMAGES, *extra, PROJECTIONS)
 
-    def memory(self, view: View) -> int:
+    def memory(self, network: Network) -> int:
         """The changes of a block of positions."""
         return self.options.memory << 20
 

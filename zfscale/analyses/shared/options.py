@@ -18,7 +18,11 @@ def each_once(names: Any) -> Any:
     return names
 
 
-Names = Annotated[tuple[str, ...] | None, BeforeValidator(_one_or_many), AfterValidator(each_once)]
+Names = Annotated[
+    tuple[str, ...] | None,
+    BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...] | None),
+    AfterValidator(each_once),
+]
 """Names of layers: one, several, or None for the default ones."""
 
 Level = Annotated[int, Field(ge=0, le=255)]

@@ -14,17 +14,19 @@ import badfiles
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tinyjobs
 import torch
 from PIL import Image
 from torch import nn
 
 import zfscale
-from zfscale import job
-from zfscale.engine import driver, resolve
+from zfscale.engine import driver
 from zfscale.engine.worker import Serial
 from zfscale.errors import NonFiniteActivations
 from zfscale.records import Counts, Preprocessing, Reason, Status
+from zfscale.runs import manifest
 from zfscale.runs.digest import digest
+from zfscale.runs.verify import check_accounting
 from zfscale.storage import open_storage
 
 COLOUR = (255, 0, 255)
@@ -75,8 +77,10 @@ def run(tmp_path: Path):
         spec = {"run": str(tmp_path / name), "model": f"{__name__}:build", "weights": "seed:0"}
         spec |= {"images": str(images), "batch": 4}
         spec |= {"analyses": {"scan": {"top_k": 3}, "deconvolve": {}}}
-        summary = driver.run(resolve.resolve(job.Job.model_validate(spec)), Serial, lambda e: None)
-        return summary.counts, digest(open_storage(spec["run"]))
+        summary = driver.run(tinyjobs.resolved(spec), Serial, lambda event: None)
+        storage = open_storage(spec["run"])
+        assert check_accounting(storage, manifest.load(storage)) == {"scan": summary.counts}
+        return summary.counts, digest(storage)
 
     return main_job
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tinyjobs
 import torch
 
-from zfscale import collection as sources
-from zfscale.datasets import parts
-from zfscale.engine.task_images import Feed, _read_ahead
+from zfscale import collection
+from zfscale.engine.task_images import TaskImages, _read_ahead
 from zfscale.records import ImageRange, ImageRef, Preprocessing, Sample, Task
+from zfscale.runs import segments
+from zfscale.storage import open_storage
 
 RECIPE = Preprocessing(64, (56, 48), (0.0, 0.0, 0.0))
 
@@ -24,10 +26,14 @@ def samples(count: int) -> Iterator[Sample]:
 
 
 def test_batches_are_of_one_size_and_layout_the_last_one_padded(tmp_path: Path) -> None:
-    parts.write(tmp_path, count=7, seed=0)
-    (shard,) = sources.find([str(tmp_path)])
-    task = Task("scan", ImageRange(shard, 0, 7))
-    batches = list(Feed(task, 4, RECIPE, "cpu", threads=2).batches())
+    tinyjobs.write_tar(tmp_path / "0.tar", range(9))
+    job = tinyjobs.resolved(tinyjobs.spec(tmp_path / "run", tmp_path))
+    storage = open_storage(job.run)
+    (shard,) = collection.find(job.images)
+    index = segments.write(storage, Task("index", shard), "index", collection.index(shard))
+    task = Task("scan", ImageRange(shard, index, 1, 8))
+    batches = list(TaskImages(task, storage, job, RECIPE).batches())
+    assert [image.key for image in batches[1].images] == ["0005", "0006", "0007"]
     assert [len(batch.images) for batch in batches] == [4, 3]
     for batch in batches:
         assert batch.pixels.shape == (4, 3, *RECIPE.crop)

@@ -19,7 +19,7 @@ from zfscale.engine import training
 from zfscale.errors import UsageError
 from zfscale.records import Preprocessing
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 MINI = "zfscale:zfnet-mini"
 
 
@@ -222,7 +222,7 @@ def test_shipped_weights_classify_95_percent(tmp_path: Path):
 
 
 def test_shipped_weights_are_small():
-    (file,) = (Path(models.__file__).parent / "weights").glob("zfnet_mini.safetensors")
+    (file,) = (Path(models.__file__).parent / "networks/weights").glob("zfnet_mini.safetensors")
     assert file.stat().st_size <= 3_000_000
     state = load_file(file)
     assert all(tensor.dtype == torch.float32 for tensor in state.values())

@@ -62,6 +62,10 @@ def _write(ledger: Ledger, view: AnalysisView, tasks: Iterable[Task]) -> list[Fi
     """Write the tables and arrays, in whatever order the analysis gives their rows and blocks."""
     analysis, stage = view.stage.analysis, view.stage
     described = [stage.located(array) for array in analysis.arrays(view)]
+    receipts = (view.state.receipt(task.id) for task in tasks)
+    blocks = {file.path for each in receipts for file in each.files if file.table is None}
+    for store in {array.path.partition("/")[0] for array in described}:
+        arrays.remove_stale(ledger.storage, store, blocks)
     files = {
         file.path: file for array in described for file in arrays.create(ledger.storage, array)
     }

@@ -237,6 +237,8 @@ def _stages(
                 entries = _inserted(entries, place, own, {"needs": {kinds[name].kind: name}})
                 kinds[own] = analyses.load(kind)
     if any("index" in kind.needs for kind in kinds.values()):
+        if not images:
+            raise UsageError(f"images: missing, and no run at {job.run} knows them")
         given = {"images": images, "format": job.format}
         entries, kinds = {"index": given} | entries, {"index": analyses.load("index")} | kinds
     depends = {} if known is None else {

@@ -8,7 +8,8 @@ of one; the bytes depend on the block alone. Knows nothing of what a record mean
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from zfscale.storage import base as stores
 from zfscale.storage.base import Storage
 
 METADATA = "zarr.json"
+_OURS = re.compile(r"/(zarr\.json|c(/\d+)+)$")
 
 
 def create(storage: Storage, array: Array) -> tuple[File, ...]:
@@ -44,6 +46,17 @@ def create(storage: Storage, array: Array) -> tuple[File, ...]:
                 "use a new run directory, or delete this array"
             )
     return tuple(stores.file(path, data) for path, data in sorted(wanted.items()))
+
+
+def remove_stale(storage: Storage, store: str, keep: Collection[str]) -> None:
+    """Delete the metadata and the shards of a store of arrays, except the paths in `keep`.
+
+    Other files are somebody else's and stay. Call it when the manifest no longer names them as
+    published, and before the arrays are created anew.
+    """
+    for path in storage.list(store):
+        if path not in keep and _OURS.search(path):
+            storage.delete(path)
 
 
 def write(storage: Storage, block: Block) -> tuple[File, ...]:

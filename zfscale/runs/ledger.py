@@ -102,10 +102,15 @@ class Ledger:
     def start(self, name: str, inputs: Mapping[str, str]) -> None:
         """Commit that an analysis is being worked on, from the results of others in `inputs`.
 
-        What was published from other inputs counts no more.
+        What was published from other inputs counts no more, nor do tasks that wrote parts of
+        arrays: new ones put theirs in the same places.
         """
         old = self.manifest.analyses[name]
-        gone: dict[str, Any] = {} if old.inputs == inputs else {"published": {}, "results": None}
+        gone: dict[str, Any] = {}
+        if old.inputs != inputs:
+            in_arrays = {r.task for r in old.receipts() if any(not f.table for f in r.files)}
+            kept = {task: text for task, text in old.tasks.items() if task not in in_arrays}
+            gone = {"published": {}, "results": None, "tasks": kept}
         self._update(name, state=State.RUNNING, inputs=dict(inputs), error=None, **gone)
 
     def commit(self, name: str, receipts: Iterable[Receipt]) -> None:
@@ -270,8 +275,8 @@ def _differences(prefix: str, old: Any, new: Any) -> Iterator[str]:
             inner = f"{prefix}.{name}" if prefix else name
             yield from _differences(inner, old.get(name), new.get(name))
     elif old != new:
-        if isinstance(old, list) and isinstance(new, list):
-            # Of long lists that have much in common, what is in one of them alone.
+        if isinstance(old, list) and isinstance(new, list) and _brief(old) == _brief(new):
+            # Long lists that differ late: what is in one of them alone.
             gone, come = (
                 [each for each in a if each not in b] for a, b in [(old, new), (new, old)]
             )

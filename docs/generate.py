@@ -93,21 +93,22 @@ def job() -> str:
     """The keys of a job file, and those of each analysis."""
     document = schema()
     kinds: dict[str, Any] = document["properties"]["analyses"].pop("properties")
-    lines = [*_keys(document), ""]
+    definitions: dict[str, Any] = document.get("$defs", {})
+    lines = [*_keys(document, definitions), ""]
     for kind, options in kinds.items():
         lines += [f"## {kind}", ""]
-        lines += _keys(options) if options.get("properties") else ["It has no options: `{}`."]
+        lines += _keys(options, definitions) if options.get("properties") else ["It has no options: `{}`."]
         lines += [""]
     return "\n".join(lines)
 
 
-def _keys(described: dict[str, Any]) -> Iterator[str]:
+def _keys(described: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
     yield "| key | what it takes | left out | what it says |"
     yield "|---|---|---|---|"
     required = described.get("required", ())
     for key, value in described["properties"].items():
         default = "must be given" if key in required else f"`{_default(value.get('default'))}`"
-        kind = _cell(_type(value, described.get("$defs", {})))
+        kind = _cell(_type(value, definitions))
         yield f"| `{key}` | {kind} | {_cell(default)} | {_cell(value.get('description', ''))} |"
 
 

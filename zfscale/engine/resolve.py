@@ -154,8 +154,6 @@ def resolve(
     stages = _stages(job, images, known, replaced)
     if not any(stage.kind == "index" for stage in stages):
         _check_same_images(run, images, known)
-    elif not images:
-        raise UsageError(f"images: missing, and no run at {run} knows them")
     is_asked = job.device == "auto" or job.threads_per_worker is None
     found = machine() if is_asked else Machine(job.device, None)
     device = found.device if job.device == "auto" else job.device

@@ -1,0 +1,75 @@
+"""brightness: does a network take dark and bright images for different classes?"""
+
+from pydantic import BaseModel, Field
+
+from zfscale.analyses.shared.rows import columns
+from zfscale.analysis import Analysis, Output
+from zfscale.records import Column, ImageList, Table
+
+BRIGHTNESS = Table(
+    name="brightness",
+    version=1,
+    columns=(
+        Column("image_id", "string", "content hash of the image"),
+        Column("key", "string", "name of the image in its collection"),
+        Column("brightness", "float64", "mean of its pixels as the network sees it, 0..1"),
+        Column("predicted", "int64", "most probable class"),
+    ),
+    key=("image_id",),
+    identity=("image_id", "brightness", "predicted"),
+)
+
+
+class Options(BaseModel, frozen=True, extra="forbid"):
+    """What a job file may say of it."""
+
+    images: int = Field(default=100, ge=1, description="Images in the sample.")
+    seed: int = Field(default=0, ge=0, description="Another seed gives another sample.")
+
+
+class Brightness(Analysis[Options]):
+    """Brightness and prediction of a sample of the images that a scan has accepted."""
+
+    kind = "brightness"
+    Options = Options
+    needs = ("scan",)
+    tables = (BRIGHTNESS,)
+
+    def plan(self, view):
+        """A batch of images in each task."""
+        images = view.sample(self.options.images, self.options.seed)
+        for at in range(0, len(images), view.batch):
+            yield self.task(ImageList(tuple(images[at : at + view.batch])))
+
+    def run(self, context, task):
+        """Look at the images of one task, on a worker."""
+        rows = []
+        for batch in context.batches():
+            brightness = batch.pixels.double().mean((1, 2, 3)) / 255
+            predicted = context.network.forward(batch.pixels).argmax(1)
+            for at, image in enumerate(batch.images):  # after these, the batch is padded
+                rows.append((image.id, image.key, float(brightness[at]), int(predicted[at])))
+        return Output({"rows": columns(BRIGHTNESS.columns, rows)})
+
+    def publish(self, view, tasks):
+        """The rows of all tasks."""
+        for task in tasks:
+            yield BRIGHTNESS, view.done[task.id]("rows")
+
+
+KIND = "brightness"
+TEMPLATES = {
+    "brightness.html": """{% extends "base.html" %}{% block title %}{{ title }}{% endblock %}
+{% block main %}<h1>{{ title }}</h1><table><tr><th>class<th>images<th>brightness</tr>
+{% for row in rows %}<tr><td>{{ row.predicted }}<td>{{ row.images }}
+<td>{{ "%.3f" % row.brightness }}</tr>{% endfor %}</table>{% endblock %}"""
+}
+
+
+def pages(analysis):
+    """One page in the gallery: the mean brightness of what is taken for each class."""
+    from zfscale.gallery.page import Page  # here, for workers need no gallery
+
+    groups = analysis.results.table().groupby("predicted")["brightness"]
+    rows = groups.agg(images="size", brightness="mean").reset_index().to_dict("records")
+    yield Page(f"{analysis.slug}.html", "brightness.html", {"title": analysis.title, "rows": rows})

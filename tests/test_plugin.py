@@ -1,0 +1,139 @@
+"""A package of one's own: an analysis and its page, installed, run and read as the built-in ones.
+
+The package is the one of the documents, `tests/plugin_example`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import zfscale
+from zfscale.datasets import parts
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = Path(__file__).parent / "plugin_example"
+
+
+def install(package: Path, target: Path) -> Path:
+    """Install a package into a folder that is to stand in PYTHONPATH."""
+    source = target.parent / f"{target.name}-source"  # a build leaves files beside its source
+    shutil.copytree(package, source)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--target", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True, cwd=target.parent)
+    return target
+
+
+def command_line(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`zfscale` in a process that finds the packages in `site`."""
+    path = os.pathsep.join([str(site), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-m", "zfscale", *arguments],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(EXAMPLE, tmp_path_factory.mktemp("plugin") / "site")
+
+
+@pytest.fixture(scope="module")
+def run(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job with the example, under its own name and under another with options."""
+    folder = tmp_path_factory.mktemp("run")
+    parts.write(str(folder / "images"), count=12, seed=4)
+    toy = {"use": "brightness", "images": 5, "seed": 3}
+    work = {"run": str(folder / "run"), "model": "zfscale:zfnet-mini", "batch": 4}
+    work |= {"images": str(folder / "images"), "device": "cpu", "threads_per_worker": 1}
+    work |= {"analyses": {"scan": {"layers": ["conv1"]}, "brightness": {}, "toy": toy}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(work, sort_keys=False))
+    done = command_line(site, "run", str(folder / "job.yaml"), "--serial")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_its_table_is_there_for_pandas_and_in_the_results(run: Path) -> None:
+    results = zfscale.open(str(run))
+    whole, toy = results["brightness"].table(), results["toy"].table()
+    assert (results["toy"].kind, results["toy"].options) == (
+        "brightness",
+        {"images": 5, "seed": 3},
+    )
+    pd.testing.assert_frame_equal(pd.read_parquet(run / "toy"), toy)
+    assert (len(whole), len(toy)) == (12, 5)
+    images = results.images.set_index("id")
+    for row in whole.itertuples():
+        pixels = results.image(row.image_id).astype(np.float64)
+        assert row.brightness == pytest.approx(pixels.mean() / 255, rel=1e-12)
+        assert row.predicted == images.loc[row.image_id, "predicted"]
+        assert row.key == images.loc[row.image_id, "key"]
+    chosen = whole[whole["image_id"].isin(toy["image_id"])]
+    mine, theirs = (frame.sort_values("image_id", ignore_index=True) for frame in (toy, chosen))
+    pd.testing.assert_frame_equal(mine, theirs)
+
+
+def test_its_page_is_in_the_gallery(site: Path, run: Path) -> None:
+    done = command_line(site, "gallery", str(run))
+    assert done.returncode == 0, done.stderr
+    for name in ("brightness", "toy"):
+        text = (run / "gallery" / f"{name}.html").read_text()
+        for row in zfscale.open(str(run))[name].table().groupby("predicted").size().items():
+            assert "<td>{}<td>{}\n".format(*row) in text
+    assert "<h1>Brightness: toy</h1>" in (run / "gallery" / "toy.html").read_text()
+
+
+def test_its_options_are_in_the_schema_and_checked(site: Path, run: Path) -> None:
+    schema = json.loads(command_line(site, "schema").stdout)
+    described = schema["properties"]["analyses"]["properties"]["brightness"]["properties"]
+    assert described["images"]["description"] == "Images in the sample."
+    assert described["needs"]["description"]
+    job = str(run.parent / "job.yaml")
+    wrong = command_line(site, "run", job, "--serial", "--set", "analyses.toy.images=0")
+    assert wrong.returncode == 2
+    assert "analyses.toy.images: 0 is not accepted" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_it_is_verified_like_the_others(site: Path, run: Path) -> None:
+    verified = command_line(site, "verify", str(run))
+    assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (
+            "import nowhere\n",
+            " (broken:Broken) cannot be loaded: ModuleNotFoundError: No module named 'nowhere'",
+        ),
+        (
+            "class Broken:\n    kind = 'broken'\n",
+            ": broken:Broken is no subclass of zfscale.analysis.Analysis with kind = 'broken'",
+        ),
+    ],
+)
+def test_a_broken_package_is_told_in_one_line(tmp_path: Path, module: str, told: str) -> None:
+    described = tmp_path / "zfscale_broken-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: zfscale-broken\nVersion: 1\n")
+    (described / "entry_points.txt").write_text("[zfscale.analyses]\nbroken = broken:Broken\n")
+    (tmp_path / "broken.py").write_text(module)
+    work = {"run": str(tmp_path / "run"), "model": "zfscale:zfnet-mini", "images": "images"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**work, "analyses": {"broken": {}}}))
+    done = command_line(tmp_path, "run", str(tmp_path / "job.yaml"), "--serial")
+    assert done.returncode == 2
+    assert done.stderr == f"zfscale: the analysis broken of the package zfscale-broken{told}\n"

@@ -97,7 +97,11 @@ def job() -> str:
     lines = [*_keys(document, definitions), ""]
     for kind, options in kinds.items():
         lines += [f"## {kind}", ""]
-        lines += _keys(options, definitions) if options.get("properties") else ["It has no options: `{}`."]
+        lines += (
+            _keys(options, definitions)
+            if options.get("properties")
+            else ["It has no options: `{}`."]
+        )
         lines += [""]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 from collections import Counter
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from gallery_pages import Markup, check_links, check_pictures, check_policy, con
 from PIL import Image
 
 from zfscale import collection as sources
+from zfscale.errors import UsageError
 from zfscale.gallery import build, curves
+from zfscale.gallery import pages as page_modules
 from zfscale.gallery.charts import HEIGHT, WIDTH
 from zfscale.gallery.colours import CLASSES, heat, rgb
 from zfscale.gallery.pages import chapters, correspondence, occlusion
+from zfscale.gallery.pages import sources as sources_of
 from zfscale.gallery.site import survey
 from zfscale.runs.results import Results
 
@@ -255,10 +259,7 @@ def test_occlusion_of_a_network_without_classes(tmp_path: Path) -> None:
 
 def test_the_colour_of_the_occluder_is_that_of_the_job(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    sweeps["occlusion"](run, count=1)
-    record = json.loads((run / "run.json").read_text())
-    record["stages"]["occlusion"] = {"options": {"value": [9, 8, 7]}, "tasks": 1}
-    (run / "run.json").write_text(json.dumps(record))
+    sweeps["occlusion"](run, count=1, value=[9, 8, 7])
     build(str(run))
     assert "rgb(9,8,7)" in page_of(run, 0).read_text()
 
@@ -402,8 +403,77 @@ def test_tables_without_rows_make_no_chapter(tmp_path: Path) -> None:
     for name in NAMES:
         sweeps[name](run, count=0)
     site = survey(Results(str(run)))
-    assert [chapter.name for chapter in chapters(site)] == ["correspondence"]  # it has its means
+    assert [chapter.name for chapter in chapters(sources_of(site))] == [
+        "correspondence"
+    ]  # it has its means
     done: list[tuple[int, int]] = []
     build(str(run), progress=lambda *at: done.append(at))
     assert done[-1][0] == done[-1][1]
     check_links(run / "gallery")
+
+
+def test_analyses_of_one_kind_stand_side_by_side(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    sweeps["occlusion"](run, count=2)
+    sweeps["occlusion"](run, count=3, name="small-occluder", value=[9, 8, 7])
+    done: list[tuple[int, int]] = []
+    build(str(run), progress=lambda *at: done.append(at))
+    assert done[-1][0] == done[-1][1]
+    gallery = run / "gallery"
+    for name, images in (("occlusion", 2), ("small-occluder", 3)):
+        ids = Results(str(run))[name].images["image_id"]
+        assert {path.stem for path in (gallery / name).glob("*.html")} == {*ids, "index"}
+        assert len(ids) == images
+        pages = [path.read_text() for path in (gallery / name).glob("*.html")]
+        assert any("rgb(9,8,7)" in page for page in pages) == (name == "small-occluder")
+    first = (gallery / "index.html").read_text()
+    assert "Occlusion: small-occluder</a>" in first
+    assert ">Occlusion</a>" in first
+    check_links(gallery)
+
+
+def test_the_first_page_says_what_is_not_complete(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    sweeps["occlusion"](run, count=1)
+    add = make["add_analysis"]
+    needs = {"scan": "scan"}
+    add(run, "invariance", needs=needs, state="failed", error=HOSTILE)
+    add(run, "correspondence", needs=needs, state="running")
+    build(str(run))
+    first = (run / "gallery" / "index.html").read_text()
+    assert "<b>invariance</b> is not complete (failed): &#34;&gt;&lt;script&gt;" in first
+    assert "<b>correspondence</b> is not complete (running)" in first
+    assert (run / "gallery" / "occlusion" / "index.html").is_file()
+    assert not (run / "gallery" / "invariance.html").exists()
+    check_policy(run / "gallery")
+
+
+def test_a_run_without_a_complete_scan_has_a_first_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path, state="failed", error="no disk")
+    build(str(run))
+    assert (
+        "<b>scan</b> is not complete (failed): no disk"
+        in (run / "gallery" / "index.html").read_text()
+    )
+
+
+def test_a_package_adds_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_pages.py").write_text(
+        "from zfscale.gallery.pages import Page\n"
+        'KIND = "occlusion"\n'
+        'TEMPLATES = {"mine.html": "<p>{{ site.title }}: {{ text }}</p>"}\n'
+        "def pages(site):\n"
+        f'    yield Page(f"{{site.slug}}-mine.html", "mine.html", {{"text": {HOSTILE!r}}})\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("mine", "my_pages", "zfscale.pages")
+    monkeypatch.setattr(page_modules, "entry_points", lambda group: [entry])
+    run = write_run(tmp_path / "run")
+    sweeps["occlusion"](run, count=1, name="small")
+    build(str(run))
+    text = (run / "gallery" / "small-mine.html").read_text()
+    assert text.startswith("<p>Occlusion: small: &#34;&gt;&lt;script&gt;")
+    broken = EntryPoint("mine", "nowhere", "zfscale.pages")
+    monkeypatch.setattr(page_modules, "entry_points", lambda group: [broken])
+    with pytest.raises(UsageError, match=r"the pages mine .* cannot be loaded"):
+        build(str(run))

@@ -21,7 +21,7 @@ def test_curves_and_means_are_those_of_the_table(
     run = make["write_run"](tmp_path)
     sweeps["invariance"](run, count=6, layers=("conv2", "fc9"))
     results = Results(str(run))
-    found = curves.read(results)
+    found = curves.read(results["invariance"], results.layers)
     frame = results.invariance
     assert found.count == 6
     assert [image.id for image in found.drawn] == frame["image_id"].unique()[:4].tolist()
@@ -45,7 +45,7 @@ def test_curves_and_means_are_those_of_the_table(
 def test_a_network_without_classes_has_no_probability(tmp_path: Path) -> None:
     run = make["write_run"](tmp_path)
     sweeps["invariance"](run, count=2, classes=None)
-    found = curves.read(Results(str(run)))
+    found = curves.read(Results(str(run))["invariance"], Results(str(run)).layers)
     assert np.isnan(found.means["scale", "conv1", "probability"]).all()
     assert np.isnan(found.single["scale", "conv1", "probability"]).all()
     assert not np.isnan(found.means["scale", "conv1", "distance"]).any()

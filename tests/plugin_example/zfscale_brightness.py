@@ -66,10 +66,10 @@ TEMPLATES = {
 }
 
 
-def pages(analysis):
+def pages(site):
     """One page in the gallery: the mean brightness of what is taken for each class."""
-    from zfscale.gallery.page import Page  # here, for workers need no gallery
+    from zfscale.gallery.pages import Page  # here, for workers need no gallery
 
-    groups = analysis.results.table().groupby("predicted")["brightness"]
+    groups = site.analysis.table().groupby("predicted")["brightness"]
     rows = groups.agg(images="size", brightness="mean").reset_index().to_dict("records")
-    yield Page(f"{analysis.slug}.html", "brightness.html", {"title": analysis.title, "rows": rows})
+    yield Page(f"{site.slug}.html", "brightness.html", {"title": site.title, "rows": rows})

@@ -9,7 +9,7 @@ import jinja2
 
 from zfscale.gallery import names, sheets
 from zfscale.gallery.output import File, Output
-from zfscale.gallery.pages import Chapter, Page, chapters, kinds
+from zfscale.gallery.pages import Chapter, Page, Source, chapters, sources
 from zfscale.gallery.site import Site, survey
 from zfscale.runs.results import Results
 
@@ -20,25 +20,26 @@ ASSETS = ("gallery.css", "gallery.js", "figures.css", "figures.js")
 
 
 def build(run: str, out: str | None = None, progress: Progress | None = None) -> str:
-    """Write the gallery of a finished run and return the address of its `index.html`.
+    """Write the gallery of what is complete in a run, and return the address of its `index.html`.
 
     `run` and `out` are directories or URLs; `out` is RUN/gallery if left out. Building again
     replaces every file by an equal one. Raises what `Results` raises; also if an image that is
     shown is gone from where the scan found it.
     """
     site = survey(Results(run))
-    book = chapters(site)
+    found = sources(site)
+    book = chapters(found)
     output = Output(out or f"{site.results.run}/gallery")
     total = sheets.count(site, _images(book)) + len(ASSETS) + 1
-    total += sum(kind.count(site) for kind in kinds())
-    for done, file in enumerate(_files(site, book), start=1):
+    total += sum(source.count() for source in found)
+    for done, file in enumerate(_files(site, found, book), start=1):
         output.write(file)
         if progress is not None:
             progress(done, total)
     return f"{output.address}/index.html"
 
 
-def _files(site: Site, book: list[Chapter]) -> Iterator[File]:
+def _files(site: Site, found: list[Source], book: list[Chapter]) -> Iterator[File]:
     yield from sheets.images_and_patches(site, _images(book))
     for layer in site.layers:
         if layer.projected:
@@ -47,31 +48,33 @@ def _files(site: Site, book: list[Chapter]) -> Iterator[File]:
     for name in ASSETS:
         yield File(f"assets/{name}", (static / name).read_bytes())
     yield File("assets/features.js", search_data(site, book).encode("ascii"))
-    yield from render(site, book)
+    yield from render(site, found, book)
 
 
 def _images(book: list[Chapter]) -> set[str]:
     return {image for chapter in book for image in chapter.images}
 
 
-def render(site: Site, book: list[Chapter]) -> Iterator[File]:
+def render(site: Site, found: list[Source], book: list[Chapter]) -> Iterator[File]:
     """All pages with their files, the first page last: a gallery that has one is whole."""
-    environment = _environment(site, book)
+    environment = _environment(site, found, book)
 
-    def to_file(page: Page) -> File:
+    def to_file(source: Source, page: Page) -> File:
         root = "../" * page.path.count("/")
-        html = environment.get_template(page.template).render(page.values, root=root)
+        template = environment.get_template(page.template)
+        html = template.render(page.values, site=source.site, root=root)
         return File(page.path, html.encode("utf-8", "replace"))
 
-    found = (page for kind in kinds() for page in kind.pages(site))
     last = []
-    for page in found:
-        yield from page.files
-        if page.path == "index.html":
-            last.append(page)
-        else:
-            yield to_file(page)
-    yield from map(to_file, last)
+    for source in found:
+        for page in source.pages():
+            yield from page.files
+            file = to_file(source, page)
+            if page.path == "index.html":
+                last.append(file)
+            else:
+                yield file
+    yield from last
 
 
 def search_data(site: Site, book: list[Chapter]) -> str:
@@ -94,9 +97,15 @@ def search_data(site: Site, book: list[Chapter]) -> str:
     return f"globalThis.zfscale={names.script_json(data)};\n"
 
 
-def _environment(site: Site, book: list[Chapter]) -> jinja2.Environment:
+def _environment(site: Site, found: list[Source], book: list[Chapter]) -> jinja2.Environment:
+    added = {
+        name: text
+        for source in found
+        for name, text in getattr(source.module, "TEMPLATES", {}).items()
+    }
+    ours = jinja2.PackageLoader("zfscale.gallery")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("zfscale.gallery"),
+        loader=jinja2.ChoiceLoader([ours, jinja2.DictLoader(added)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from zfscale.runs.results import Results
+from zfscale.runs.results import AnalysisResults
 
 TABLE = "invariance"
 MEASURES = ("normalised", "distance", "probability")
@@ -56,14 +56,16 @@ class Curves:
     single: Mapping[Name, Numbers]
 
 
-def read(results: Results) -> Curves:
-    """The curves of a run. The images drawn are the first of the table."""
+def read(analysis: AnalysisResults, order: Iterable[str]) -> Curves:
+    """The curves of an analysis, its layers in the given `order`. The images drawn are the first
+    of the table.
+    """
     seen: set[str] = set()
     drawn: dict[str, Transformed] = {}
     points: dict[tuple[str, Place], list[float | None]] = {}
     totals: defaultdict[Place, Numbers] = defaultdict(lambda: np.zeros((len(MEASURES), 2)))
     columns = ["image_id", "key", "label", "transform", "layer", "amount", *MEASURES]
-    for batch in results.dataset(TABLE).to_batches(columns=columns):
+    for batch in analysis.dataset(TABLE).to_batches(columns=columns):
         ids = pc.unique(batch["image_id"]).to_pylist()
         seen.update(ids)
         rows = pa.Table.from_batches([batch])
@@ -89,7 +91,7 @@ def read(results: Results) -> Curves:
                 means[transform, layer, measure] = sums[:, index, 0] / sums[:, index, 1]
             single[transform, layer, measure] = found[:, :, index]
     used = {layer for _, layer, _ in totals}
-    known = [layer for layer in results.layers if layer in used]
+    known = [layer for layer in order if layer in used]
     layers = tuple(dict.fromkeys([*known, *sorted(used)]))
     return Curves(len(seen), tuple(drawn.values()), layers, amounts, means, single)
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zfscale.records import Box
-from zfscale.runs.results import Results
+from zfscale.runs.results import AnalysisResults
 
 Grid = NDArray[np.float64]
 Numbers = Mapping[str, NDArray[np.float64]]
@@ -99,39 +99,39 @@ class Maps:
     projection: Projected | None
 
 
-def facts(results: Results) -> Iterator[Occluded]:
+def facts(analysis: AnalysisResults) -> Iterator[Occluded]:
     """The images in the order of their table."""
-    for batch in results.dataset(FACTS).to_batches():
+    for batch in analysis.dataset(FACTS).to_batches():
         yield from map(_fact, batch.to_pylist())
 
 
-def watched(results: Results) -> int:
+def watched(analysis: AnalysisResults) -> int:
     """How many further features were watched in every image."""
-    if FEATURES not in results.tables:
+    if FEATURES not in analysis.tables:
         return 0
-    rows: int = results.dataset(FEATURES).count_rows()
-    places: int = results.dataset(POSITIONS).count_rows()
+    rows: int = analysis.dataset(FEATURES).count_rows()
+    places: int = analysis.dataset(POSITIONS).count_rows()
     return round(rows / max(1, places))
 
 
-def projected(results: Results) -> int:
+def projected(analysis: AnalysisResults) -> int:
     """In how many images the strongest unit was projected down to pixels."""
-    if PROJECTIONS not in results.tables:
+    if PROJECTIONS not in analysis.tables:
         return 0
-    rows: int = results.dataset(PROJECTIONS).count_rows()
+    rows: int = analysis.dataset(PROJECTIONS).count_rows()
     return rows
 
 
-def maps(results: Results) -> Iterator[tuple[Occluded, Maps]]:
+def maps(analysis: AnalysisResults) -> Iterator[tuple[Occluded, Maps]]:
     """The images in the order of their table, each with its maps."""
     names = ("activation", "probability", "predicted")
-    positions = _Rows(results, POSITIONS, ("y", "x", *names))
-    count = watched(results)
+    positions = _Rows(analysis, POSITIONS, ("y", "x", *names))
+    count = watched(analysis)
     columns = ("feature", "y", "x", "activation", "unoccluded")
-    features = _Rows(results, FEATURES, columns) if count else None
-    projections = _projections(results)
+    features = _Rows(analysis, FEATURES, columns) if count else None
+    projections = _projections(analysis)
     ahead = next(projections, None)
-    for fact in facts(results):
+    for fact in facts(analysis):
         projection = None
         if ahead is not None and ahead[0] == fact.id:
             projection, ahead = ahead[1], next(projections, None)
@@ -142,11 +142,11 @@ def maps(results: Results) -> Iterator[tuple[Occluded, Maps]]:
         yield fact, Maps(activation, probability, predicted, further, projection)
 
 
-def _projections(results: Results) -> Iterator[tuple[str, Projected]]:
+def _projections(analysis: AnalysisResults) -> Iterator[tuple[str, Projected]]:
     """Image and projection, in the order of `occlusion_images`; a few are held at a time."""
-    if PROJECTIONS not in results.tables:
+    if PROJECTIONS not in analysis.tables:
         return
-    for batch in results.dataset(PROJECTIONS).to_batches(batch_size=8):
+    for batch in analysis.dataset(PROJECTIONS).to_batches(batch_size=8):
         for number in range(len(batch)):
             row = {name: batch[name][number] for name in batch.schema.names}
             y, x, height, width = (row[name].as_py() for name in ("y0", "x0", "height", "width"))
@@ -160,9 +160,9 @@ class _Rows:
     Rows that come before those of the image that is asked for are held until theirs is.
     """
 
-    def __init__(self, results: Results, table: str, columns: tuple[str, ...]) -> None:
+    def __init__(self, analysis: AnalysisResults, table: str, columns: tuple[str, ...]) -> None:
         self._columns = columns
-        self._batches = results.dataset(table).to_batches(columns=["image_id", *columns])
+        self._batches = analysis.dataset(table).to_batches(columns=["image_id", *columns])
         self._held: defaultdict[str, list[pa.RecordBatch]] = defaultdict(list)
 
     def take(self, identity: str, count: int) -> Numbers:

@@ -38,7 +38,9 @@ def images_and_patches(site: Site, others: Collection[str]) -> Iterator[File]:
             for winner in feature.winners:
                 places[winner.image].append((at, index, winner.rank, winner.box))
     wanted = places.keys() | set(others)
-    in_file_order = [image for image in site.results.references if image in wanted]
+    in_file_order = (
+        [image for image in site.results.references if image in wanted] if wanted else []
+    )
     missing = wanted - set(in_file_order)
     order = [*in_file_order, *sorted(missing)]  # the missing ones raise when they are read
     with tempfile.TemporaryDirectory(prefix="zfscale-gallery-") as folder:

@@ -14,7 +14,7 @@ import pandas as pd
 from zfscale.gallery import pictures
 from zfscale.gallery.names import feature_name, slugs
 from zfscale.records import Box, Layer
-from zfscale.runs.results import Results, boxes
+from zfscale.runs.results import AnalysisResults, Results, boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,30 @@ class Site:
 
     results: Results
     layers: tuple[LayerView, ...]
+    of: AnalysisResults | None = None
+
+    @property
+    def analysis(self) -> AnalysisResults:
+        """The analysis that a page is about. Only where a module of pages has a `KIND`."""
+        if self.of is None:
+            raise TypeError("only a module of pages with a KIND is called for an analysis")
+        return self.of
+
+    @property
+    def slug(self) -> str:
+        """How the addresses of the pages of this analysis begin."""
+        return self.analysis.name
+
+    @property
+    def title(self) -> str:
+        """What these pages are called: the kind, and the name where it is another."""
+        kind = self.analysis.kind.capitalize()
+        return kind if self.analysis.name == self.analysis.kind else f"{kind}: {self.analysis.name}"
+
+    @property
+    def unfinished(self) -> list[AnalysisResults]:
+        """Analyses whose results are not there, or no longer those of their inputs."""
+        return [each for each in self.results.analyses.values() if not each.is_readable]
 
     @property
     def input(self) -> tuple[int, int]:
@@ -125,10 +149,9 @@ class Site:
         """Whether the network's input is so small that its pixels should stay squares."""
         return max(self.input) <= pictures.LOSSLESS
 
-    def occluder(self, analysis: str) -> str:
-        """The colour with which an analysis hid what lies below, as CSS has it."""
-        options = self.results[analysis].options
-        value = options.get("value", "mean")
+    def occluder(self) -> str:
+        """The colour with which the analysis hid what lies below, as CSS has it."""
+        value = self.analysis.options.get("value", "mean")
         colour = self.results.preprocessing.mean_colour if value == "mean" else value
         return "rgb({},{},{})".format(*(int(level) for level in colour))
 
@@ -138,7 +161,9 @@ class Site:
 
 
 def survey(results: Results) -> Site:
-    """The site of a run."""
+    """The site of a run, with the layers of its scan if that is complete."""
+    if "winners" not in results.tables:
+        return Site(results, ())
     slug = slugs(results.layers)
     views = [_layer(results, layer, slug[layer.name]) for layer in results.layers.values()]
     return Site(results, tuple(views))

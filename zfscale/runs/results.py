@@ -45,6 +45,7 @@ class AnalysisResults:
         self.needs = state.needs
         self.state = state.state
         self.error = state.error
+        self.command = state.command
         self.counts = state.counts
         self.seconds = state.seconds
         self.metadata = state.metadata

@@ -1,18 +1,30 @@
-"""Kinds of pages: one file here = one kind. A further analysis adds its file, nothing else.
+"""The pages of the gallery: one module here = one kind of page; packages add others.
 
-A module has `pages(site) -> Iterator[Page]` and `count(site) -> int`, how many files these are.
-It chooses what a template shows; the template escapes it. The module of an analysis that a run
-may hold also has `chapter(site)`, None if this run does not hold it. Nothing here writes a file.
+A module has plain functions, of which each gets the `Site`:
+
+    KIND = "occlusion"                     the kind of analysis that it shows. Then every function
+                                           is called once for each complete analysis of that kind,
+                                           `site.analysis`; without KIND once, for the run.
+    pages(site) -> Iterator[Page]          its pages; their addresses begin with `site.slug`
+    count(site) -> int                     how many files these are; left out, they are counted
+    chapter(site) -> Chapter | None        what the first page shows of it, and where it begins
+    TEMPLATES = {NAME: TEXT}               templates of its own, which may extend `base.html`
+
+It chooses what a template shows; the template escapes it. Nothing inline is shown by a browser: no
+`<script>`, no `style` attribute. Nothing here writes a file. A package of a user's adds a module by
+an entry point: `[project.entry-points."zfscale.pages"]`, `NAME = "package.module"`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
+from zfscale.errors import UsageError
 from zfscale.gallery.output import File
 from zfscale.gallery.site import Site
 
@@ -34,35 +46,87 @@ class Page:
 class Chapter:
     """An analysis beyond the scan, as the first page, the search and the pictures know it.
 
-    `figure` is the figure of the paper that it makes, which orders the chapters; `template` draws
-    it on the first page from `values`; `images` are those that its pages show whole.
+    `figure` is the figure of the paper that it makes, None for another; `template` draws it on the
+    first page from `values`; `images` are those that its pages show whole.
     """
 
     name: str
     address: str
-    figure: int
+    figure: int | None
     template: str
     values: Mapping[str, Any]
     images: frozenset[str] = field(repr=False)
 
 
-class Kind(Protocol):
-    """The shape of a module in this package; `chapter` is left out by some."""
-
-    def count(self, site: Site) -> int: ...
-
-    def pages(self, site: Site) -> Iterator[Page]: ...
+GROUP = "zfscale.pages"
 
 
-def kinds() -> list[Kind]:
-    """Every module in this package, by name."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    modules: list[Any] = [importlib.import_module(f"{__name__}.{name}") for name in found]
-    return modules
+@dataclass(frozen=True)
+class Source:
+    """A module of pages, and the site as it sees it: with the analysis that it is to show."""
+
+    module: Any
+    site: Site
+
+    def pages(self) -> Iterator[Page]:
+        """All its pages."""
+        yield from self.module.pages(self.site)
+
+    def count(self) -> int:
+        """How many files its pages are."""
+        if hasattr(self.module, "count"):
+            return int(self.module.count(self.site))
+        return sum(1 + len(page.files) for page in self.pages())
+
+    def chapter(self) -> Chapter | None:
+        """What the first page shows of it."""
+        found: Chapter | None = (
+            self.module.chapter(self.site) if hasattr(self.module, "chapter") else None
+        )
+        return found
 
 
-def chapters(site: Site) -> list[Chapter]:
-    """The chapters of a run, in the order of the paper."""
-    given = [getattr(kind, "chapter", None) for kind in kinds()]
-    found = [chapter(site) for chapter in given if chapter is not None]
-    return sorted((one for one in found if one is not None), key=lambda one: one.figure)
+def modules() -> list[Any]:
+    """Every module of pages, built in or added by an installed package, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    built_in = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    added = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    return [*built_in, *(_load(entry) for entry in added if entry.name not in names)]
+
+
+def sources(site: Site) -> list[Source]:
+    """Each module with everything in the run that it shows."""
+    found = []
+    for module in modules():
+        kind = getattr(module, "KIND", None)
+        if kind is None:
+            found.append(Source(module, site))
+            continue
+        of_kind = (each for each in site.results.analyses.values() if each.kind == kind)
+        found += [Source(module, replace(site, of=one)) for one in of_kind if one.is_readable]
+    return found
+
+
+def chapters(found: Iterable[Source]) -> list[Chapter]:
+    """The chapters of a run: those of figures of the paper in its order, then the others."""
+    given = [source.chapter() for source in found]
+    return sorted(
+        (one for one in given if one is not None),
+        key=lambda one: (one.figure is None, one.figure or 0, one.name),
+    )
+
+
+def _load(entry: EntryPoint) -> Any:
+    package = entry.dist.name if entry.dist is not None else "?"
+    try:
+        module = entry.load()
+    except Exception as error:  # it is a package's code: whatever it raises
+        raise UsageError(
+            f"the pages {entry.name} of the package {package} ({entry.value}) cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, "pages"):
+        raise UsageError(
+            f"the pages {entry.name} of the package {package}: {entry.value} has no function pages"
+        )
+    return module

@@ -13,10 +13,8 @@ from zfscale.gallery.charts import Axis
 from zfscale.gallery.pages import Chapter, Page
 from zfscale.gallery.site import Site, class_name
 from zfscale.records import Box
-from zfscale.runs.results import Results
 
-TABLE, BOXES = "correspondence", "correspondence_images"
-ADDRESS = "correspondence.html"
+KIND, BOXES = "correspondence", "correspondence_images"
 
 SHOWN = 12
 """Images of each part."""
@@ -68,16 +66,14 @@ class Covered:
     random: Box | None = None
 
 
-def count(site: Site) -> int:
-    """One page, if the run has the table."""
-    return int(TABLE in site.results.tables)
+def count(site: Site) -> int:  # noqa: ARG001
+    """One page."""
+    return 1
 
 
 def chapter(site: Site) -> Chapter | None:
     """An image of each part, with what was found in the last layer."""
-    if TABLE not in site.results.tables:
-        return None
-    layers, lines = _table(site.results)
+    layers, lines = _table(site)
     if not lines:
         return None
     shown = _shown(site)
@@ -86,17 +82,18 @@ def chapter(site: Site) -> Chapter | None:
     values = {
         "layer": layers[-1],
         "parts": [(part, found[0], cells.get(part)) for part, found in shown.items() if found],
+        "title": site.title,
         "count": sum(not line.pooled for line in lines),
-        "colour": site.occluder(TABLE),
+        "colour": site.occluder(),
     }
-    return Chapter("correspondence", ADDRESS, 8, "correspondence-strip.html", values, images)
+    return Chapter(
+        site.analysis.name, f"{site.slug}.html", 8, "correspondence-strip.html", values, images
+    )
 
 
 def pages(site: Site) -> Iterator[Page]:
     """correspondence.html: the table, its chart, and the covered images part by part."""
-    if TABLE not in site.results.tables:
-        return
-    layers, lines = _table(site.results)
+    layers, lines = _table(site)
     values = {
         "layers": layers,
         "lines": lines,
@@ -104,22 +101,22 @@ def pages(site: Site) -> Iterator[Page]:
         "plot": charts.WIDTH,
         "shown": _shown(site),
         "most": SHOWN,
-        "colour": site.occluder(TABLE),
+        "colour": site.occluder(),
     }
-    yield Page(ADDRESS, "correspondence.html", values)
+    yield Page(f"{site.slug}.html", "correspondence.html", values)
 
 
-def _table(results: Results) -> tuple[list[str], list[Line]]:
+def _table(site: Site) -> tuple[list[str], list[Line]]:
     """The layers in the order of the network, and a line for each part, the pooled one last."""
     cells: dict[tuple[str, str, bool], Cell] = {}
-    rows: Iterable[Any] = getattr(results, TABLE).itertuples(index=False)
+    rows: Iterable[Any] = site.analysis.table().itertuples(index=False)
     for row in rows:
         values = (row.mean, row.std, row.chance)
         cell = Cell(int(row.images), int(row.pairs), *map(_number, values))
         cells[str(row.layer), str(row.part), bool(row.random)] = cell
     found = dict.fromkeys(layer for layer, _, _ in cells)
-    layers = [layer for layer in results.layers if layer in found]
-    layers += [layer for layer in found if layer not in results.layers]
+    layers = [layer for layer in site.results.layers if layer in found]
+    layers += [layer for layer in found if layer not in site.results.layers]
     parts = dict.fromkeys(part for _, part, _ in cells)
     lines = [
         Line(
@@ -148,10 +145,10 @@ def _axis(lines: Sequence[Line]) -> Axis:
 
 def _shown(site: Site) -> dict[str, list[Covered]]:
     """The first images of each part, read batch by batch: the table grows with the images."""
-    if BOXES not in site.results.tables:
+    if BOXES not in site.analysis.tables:
         return {}
     found: dict[str, dict[str, Covered]] = {}
-    for batch in site.results.dataset(BOXES).to_batches(columns=COLUMNS):
+    for batch in site.analysis.dataset(BOXES).to_batches(columns=COLUMNS):
         for row in batch.to_pylist():
             images = found.setdefault(row["part"], {})
             if row["image_id"] not in images:

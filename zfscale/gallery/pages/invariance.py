@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from zfscale.gallery import charts
 from zfscale.gallery.charts import Axis
-from zfscale.gallery.curves import TABLE, Curves, read
+from zfscale.gallery.curves import Curves, read
 from zfscale.gallery.pages import Chapter, Page
 from zfscale.gallery.site import Site, class_name
 
-ADDRESS = "invariance.html"
+KIND = "invariance"
 PLOT = (charts.WIDTH, charts.HEIGHT)
 
 
@@ -57,29 +57,27 @@ class Row:
     panels: tuple[Panel, ...]
 
 
-def count(site: Site) -> int:
-    """One page, if the run has the table."""
-    return int(TABLE in site.results.tables)
+def count(site: Site) -> int:  # noqa: ARG001
+    """One page."""
+    return 1
 
 
 def chapter(site: Site) -> Chapter | None:
     """The charts of the first transform."""
-    if TABLE not in site.results.tables:
-        return None
-    curves = read(site.results)
+    curves = read(site.analysis, site.results.layers)
     rows = _rows(curves, "normalised")
     if not rows:
         return None
     images = frozenset(image.id for image in curves.drawn)
-    values = {"row": rows[0], "curves": curves, "plot": PLOT}
-    return Chapter("invariance", ADDRESS, 5, "invariance-strip.html", values, images)
+    values = {"row": rows[0], "curves": curves, "plot": PLOT, "title": site.title}
+    return Chapter(
+        site.analysis.name, f"{site.slug}.html", 5, "invariance-strip.html", values, images
+    )
 
 
 def pages(site: Site) -> Iterator[Page]:
     """invariance.html: a row of charts for each transform, then the distances as measured."""
-    if TABLE not in site.results.tables:
-        return
-    curves = read(site.results)
+    curves = read(site.analysis, site.results.layers)
     values = {
         "curves": curves,
         "plot": PLOT,
@@ -87,7 +85,7 @@ def pages(site: Site) -> Iterator[Page]:
         "rows": _rows(curves, "normalised"),
         "measured": _rows(curves, "distance"),
     }
-    yield Page(ADDRESS, "invariance.html", values)
+    yield Page(f"{site.slug}.html", "invariance.html", values)
 
 
 def _rows(curves: Curves, distance: str) -> list[Row]:

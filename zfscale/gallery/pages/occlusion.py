@@ -19,6 +19,7 @@ from zfscale.records import Box
 
 Item = TypeVar("Item")
 
+KIND = "occlusion"
 PER_PAGE = 200
 """Images on a page of the index."""
 
@@ -39,6 +40,7 @@ class Shown:
     activation: Heat
     probability: Heat | None
     field: tuple[int, int, int, int] | None
+    folder: str
 
     @property
     def fall(self) -> Heat:
@@ -62,13 +64,13 @@ class Shown:
     @property
     def page(self) -> str:
         """The page of the image: a stable address."""
-        return f"occlusion/{self.item.id}.html"
+        return f"{self.folder}/{self.item.id}.html"
 
     def file(self, what: str) -> str:
         """A picture of it: `activation`, `activation-FEATURE`, `projection`, `probability`,
         `classes`, `loss`; or its `data`.
         """
-        return f"occlusion/{self.item.id}" + (".js" if what == "data" else f"-{what}.png")
+        return f"{self.folder}/{self.item.id}" + (".js" if what == "data" else f"-{what}.png")
 
 
 @dataclass(frozen=True)
@@ -84,31 +86,25 @@ class Evidence:
 
 def count(site: Site) -> int:
     """A page an image with its data and maps, and the pages of the index."""
-    if FACTS not in site.results.tables:
-        return 0
-    each = sum(4 if item.probability is None else 6 for item in facts(site.results))
-    each += watched(site.results) * sum(1 for _ in facts(site.results))
-    return each + projected(site.results) + _index_pages(site)
+    each = sum(4 if item.probability is None else 6 for item in facts(site.analysis))
+    each += watched(site.analysis) * sum(1 for _ in facts(site.analysis))
+    return each + projected(site.analysis) + _index_pages(site)
 
 
 def chapter(site: Site) -> Chapter | None:
     """The first images, with the maps of how much is lost."""
-    if FACTS not in site.results.tables:
-        return None
-    images = frozenset(item.id for item in facts(site.results))
+    images = frozenset(item.id for item in facts(site.analysis))
     if not images:
         return None
-    found = islice(maps(site.results), SAMPLES)
+    found = islice(maps(site.analysis), SAMPLES)
     shown = [_shown(site, item, grids) for item, grids in found]
-    values = {"images": shown, "count": len(images)}
-    return Chapter("occlusion", _index(0), 7, "occlusion-strip.html", values, images)
+    values = {"images": shown, "count": len(images), "title": site.title}
+    return Chapter(site.analysis.name, _index(site, 0), 7, "occlusion-strip.html", values, images)
 
 
 def pages(site: Site) -> Iterator[Page]:
     """occlusion/ID.html for every image, chained, and after each PER_PAGE of them their index."""
-    if FACTS not in site.results.tables:
-        return
-    shown = ((_shown(site, item, grids), grids) for item, grids in maps(site.results))
+    shown = ((_shown(site, item, grids), grids) for item, grids in maps(site.analysis))
     collected: list[Shown] = []
     at, last = 0, _index_pages(site) - 1
     for before, (image, grids), after in _around(shown):
@@ -116,18 +112,18 @@ def pages(site: Site) -> Iterator[Page]:
         values = {
             "previous": before and before[0],
             "next": after and after[0],
-            "up": f"{_index(at)}#i{image.item.id}",
+            "up": f"{_index(site, at)}#i{image.item.id}",
         }
         yield _image_page(site, image, grids, values)
         if len(collected) == PER_PAGE or after is None:
             listed = {
                 "images": collected,
-                "previous": _index(at - 1) if at > 0 else None,
-                "next": _index(at + 1) if at < last else None,
+                "previous": _index(site, at - 1) if at > 0 else None,
+                "next": _index(site, at + 1) if at < last else None,
                 "number": at + 1,
                 "pages": last + 1,
             }
-            yield Page(_index(at), "occlusion-index.html", listed)
+            yield Page(_index(site, at), "occlusion-index.html", listed)
             collected, at = [], at + 1
 
 
@@ -156,7 +152,7 @@ def _image_page(site: Site, image: Shown, found: Maps, links: Mapping[str, Any])
         "projection": found.projection,
         "evidence": _evidence(site, item),
         "scale": colours.HEAT,
-        "occluder": site.occluder("occlusion"),
+        "occluder": site.occluder(),
     }
     if image.probability is not None:
         classes = ClassMap(found.predicted, item.target, site.results.classes)
@@ -180,6 +176,7 @@ def _shown(site: Site, item: Occluded, found: Maps) -> Shown:
         heat(found.activation, item.total),
         heat(found.probability, item.probability) if seen else None,
         None if item.box is None else _inside(item.box, site.input),
+        site.slug,
     )
 
 
@@ -218,11 +215,11 @@ def _around(items: Iterable[Item]) -> Iterator[tuple[Item | None, Item, Item | N
             yield before, item, after
 
 
-def _index(at: int) -> str:
+def _index(site: Site, at: int) -> str:
     """The address of a page of the index."""
-    return "occlusion/index.html" if at == 0 else f"occlusion/index-{at + 1}.html"
+    return f"{site.slug}/index.html" if at == 0 else f"{site.slug}/index-{at + 1}.html"
 
 
 def _index_pages(site: Site) -> int:
-    images: int = site.results.dataset(FACTS).count_rows()
+    images: int = site.analysis.dataset(FACTS).count_rows()
     return math.ceil(images / PER_PAGE)

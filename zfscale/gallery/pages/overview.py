@@ -38,7 +38,7 @@ def count(site: Site) -> int:  # noqa: ARG001
 def pages(site: Site) -> Iterator[Page]:
     """One page, index.html."""
     values = {
-        "images": count_images(site.results),
+        "images": count_images(site.results) if site.layers else None,
         "samples": {layer.slug: samples(layer) for layer in site.layers},
         "features": sum(len(layer.features) for layer in site.layers),
         "dead": sum(feature.dead for layer in site.layers for feature in layer.features),

@@ -13,16 +13,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from collected import read_all
 
 import zfscale
-from zfscale import collection as sources
 from zfscale import job
 from zfscale.datasets import parts
 from zfscale.engine import driver, resolve
 from zfscale.engine.worker import Serial
 from zfscale.records import Failure, Receipt
+from zfscale.runs import manifest
 from zfscale.runs.digest import digest
-from zfscale.runs.ledger import Ledger
 from zfscale.storage import open_storage
 
 LAYER = "conv3"
@@ -98,7 +98,7 @@ def test_interrupted_and_damaged_runs_in_memory_are_completed(local, bucket: str
     with pytest.raises(KeyboardInterrupt):
         _run(spec, Interrupted)
     storage = open_storage(spec["run"])
-    assert len(Ledger.take_over(storage).committed) == 2
+    assert len(manifest.load(storage).analyses["index"].tasks) == 2
     assert _run(spec) == expected
     for path in (storage.list(f"winners/layer={LAYER}")[0], storage.list("segments/scan")[0]):
         storage.delete(path)
@@ -110,8 +110,7 @@ def test_interrupted_and_damaged_runs_in_memory_are_completed(local, bucket: str
 def test_other_formats_in_memory(kind: str, local, bucket: str) -> None:
     images, _, expected = local
     store = fsspec.filesystem("memory")
-    shards = sources.find([str(images)])
-    samples = [sample for shard in shards for sample in sources.read(shard, 0, shard.images)]
+    samples = read_all(images)
     if kind == "folder":
         for sample in samples:
             store.pipe_file(f"{bucket}/images/{sample.key}.jpg", sample.data)

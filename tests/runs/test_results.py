@@ -1,30 +1,26 @@
 """The Python API over a run: tables, arrays, patches, and what it says when something is wrong."""
 
 import json
-import runpy
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic_sweeps
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic_run import Picture, Spec, _projections, add_analysis, png, write_run
 
 import zfscale
+from zfscale.analyses.scan.tables import WINNERS
 from zfscale.collection.decode import decode
 from zfscale.errors import IntegrityError, UsageError, ZfscaleError
-from zfscale.records import Array, Box, Column, Table
-from zfscale.runs import arrays, tables
-from zfscale.runs import record as runs
+from zfscale.records import Array, Block, Box, Column, Table
+from zfscale.runs.manifest import State
 from zfscale.runs.results import crop_patch
-from zfscale.storage import open_storage
-
-make = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))
-write_run, Spec = make["write_run"], make["Spec"]
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +29,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     layers = (Spec("conv1"), Spec("conv2", field=23, size=4, stride=8), Spec("fc", field=None))
     run = write_run(folder, layers, classes=["cat", "dog", "owl"])
-    storage = open_storage(str(run))
-    arrays.create(storage, Array("switches.zarr/conv2/pool1", (4, 9, 2, 3, 3), "uint8", 4, 255))
+    switches = Array("switches.zarr/conv2/pool1", (4, 9, 2, 3, 3), "uint8", 4, 255)
+    block = Block(switches, 0, np.zeros((4, 9, 2, 3, 3), np.uint8))
+    add_analysis(run, "switches", blocks=[block], needs={"scan": "scan"})
+    add_analysis(
+        run,
+        "deconvolve",
+        blocks=(block for spec in layers for block in _projections(spec, 9)),
+        needs={"scan": "scan", "switches": "switches"},
+    )
     columns = (Column("key", "string", ""), Column("drop", "float64", ""))
     table = Table("occlusion", 1, columns, key=("key",), identity=("drop",))
     rows = {"key": np.array(["a"], object), "drop": np.array([0.5])}
-    record = runs.read(storage)
-    published = dict(record.published)
-    published |= {file.path: file for file in tables.write(storage, table, rows, "r1")}
-    storage.publish("run.json", runs.encode(replace(record, published=published)))
+    add_analysis(run, "occlusion", [(table, rows)], needs={"scan": "scan"})
     return run
 
 
@@ -74,7 +74,7 @@ def test_a_layer_named_by_digits_stays_text(tmp_path: Path) -> None:
 
 def test_every_published_table_is_an_attribute(run: Path) -> None:
     results = zfscale.open(str(run))
-    assert results.tables == ("features", "images", "occlusion", "winners")
+    assert sorted(results.tables) == ["features", "images", "occlusion", "winners"]
     assert results.occlusion["drop"].tolist() == [0.5]
     assert {"occlusion", "projection", "winners"} <= set(dir(results))
     with pytest.raises(AttributeError, match="'invariance'; its tables are features, images"):
@@ -124,7 +124,7 @@ def test_patches_are_whole_inputs_where_geometry_is_unknown(run: Path) -> None:
 
 
 def test_fewer_images_than_k_give_short_lists(tmp_path: Path) -> None:
-    pictures = [make["Picture"](f"p{i}", None, make["png"](i)) for i in range(2)]
+    pictures = [Picture(f"p{i}", None, png(i)) for i in range(2)]
     results = zfscale.open(str(write_run(tmp_path, pictures=pictures)))
     assert len(results.projection("conv1", 0)) == len(results.patches("conv1", 0)) == 2
 
@@ -132,7 +132,11 @@ def test_fewer_images_than_k_give_short_lists(tmp_path: Path) -> None:
 def test_padding_of_a_network_that_reads_bgr(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     record = json.loads((run / "run.json").read_text())
-    record["preprocessing"] |= {"order": "BGR", "scale": 0.5, "mean": [10.0, 20.0, 30.0]}
+    record["metadata"]["preprocessing"] |= {
+        "order": "BGR",
+        "scale": 0.5,
+        "mean": [10.0, 20.0, 30.0],
+    }
     (run / "run.json").write_text(json.dumps(record))
     assert zfscale.open(str(run)).preprocessing.mean_colour == (60, 40, 20)
 
@@ -152,7 +156,6 @@ def test_layers_and_classes(run: Path) -> None:
     assert results.layers["conv2"].field == (23, 23)
     assert results.layers["fc"].field is None
     assert results.classes == ["cat", "dog", "owl"]
-    assert results.record.run_id == "r1"
 
 
 def test_a_url_reads_as_a_directory_does(run: Path) -> None:
@@ -188,21 +191,63 @@ def test_no_run_and_unknown_address(tmp_path: Path) -> None:
         zfscale.open("nonsense://somewhere/run")
 
 
-def test_unfinished_and_damaged_run(tmp_path: Path) -> None:
-    run = write_run(tmp_path, status="running")
-    with pytest.raises(UsageError, match=r"not finished \(status 'running'\)"):
-        zfscale.open(str(run))
-    (run / "run.json").write_text('{"status": ')
-    with pytest.raises(IntegrityError, match="damaged"):
-        zfscale.open(str(run))
-
-
-def test_run_without_a_scan(tmp_path: Path) -> None:
+def test_what_is_not_complete_hides_nothing_else(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    record = json.loads((run / "run.json").read_text())
-    del record["layers"]
-    (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UsageError, match="has no scan"):
+    needs = {"scan": "scan"}
+    add_analysis(run, "occlusion", needs=needs, state=State.FAILED, error="one image is gone")
+    add_analysis(run, "invariance", needs=needs, state=State.RUNNING)
+    results = zfscale.open(str(run))
+    assert len(results.winners) == 2 * 4 * 9
+    assert "not complete: occlusion (failed), invariance (running)" in repr(results)
+    assert not results["occlusion"].is_readable
+    with pytest.raises(UsageError, match=r"occlusion is not complete \(state failed\): one image"):
+        results["occlusion"].table()
+    with pytest.raises(KeyError, match="no analysis 'nothing'; it has index, scan"):
+        results["nothing"]
+
+
+def test_an_analysis_under_a_name_of_its_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    synthetic_sweeps.occlusion(run, count=2)
+    synthetic_sweeps.occlusion(run, count=3, name="small")
+    results = zfscale.open(str(run))
+    assert (results["small"].kind, len(results["small"].images)) == ("occlusion", 3)
+    assert len(results["occlusion"].images) == len(results.occlusion_images) == 2
+    pd.testing.assert_frame_equal(results["small"].table(), pd.read_parquet(run / "small"))
+    assert len(pd.read_parquet(run / "small_images")) == 3
+
+
+def test_results_of_a_replaced_scan_are_outdated(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    synthetic_sweeps.occlusion(run, count=2)
+    add_analysis(run, "scan", needs={"index": "index"}, metadata={"layers": []})
+    results = zfscale.open(str(run))
+    assert results["occlusion"].is_outdated
+    assert "occlusion" not in results.tables
+    with pytest.raises(UsageError, match="the analysis occlusion is outdated"):
+        results["occlusion"].table()
+
+
+def test_a_scan_without_winners_has_empty_tables(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    none = {column.name: np.empty(0, object) for column in WINNERS.columns}
+    add_analysis(run, "scan", [(WINNERS, none)], needs={"index": "index"})
+    winners = zfscale.open(str(run)).winners
+    assert len(winners) == 0
+    assert {"layer", "feature", "rank", "score", "image_id"} <= set(winners)
+
+
+def test_a_run_whose_scan_failed_can_be_opened(tmp_path: Path) -> None:
+    results = zfscale.open(str(write_run(tmp_path, state=State.FAILED, error="no disk")))
+    assert dict(results.tables) == {}
+    with pytest.raises(AttributeError, match="no 'winners'"):
+        _ = results.winners
+
+
+def test_damaged_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (run / "run.json").write_text('{"run_id": ')
+    with pytest.raises(IntegrityError, match="damaged"):
         zfscale.open(str(run))
 
 
@@ -228,11 +273,10 @@ def test_images_of_every_table_can_be_read(tmp_path: Path) -> None:
     first, second = [id_ for id_ in accepted if id_ not in results.references][:2]
     with pytest.raises(UsageError, match="in no table"):
         results.image(first)
-    sweeps = runpy.run_path(str(Path(__file__).with_name("synthetic_sweeps.py")))
     columns = (Column("image_id", "string", ""), Column("value", "float64", ""))
     table = Table("sweep", 1, columns, key=("image_id",), identity=("value",))
-    parts = [[{"image_id": id_, "value": 0.5}] for id_ in (second, first)]
-    sweeps["publish"](run, table, parts)
+    parts = [(table, [{"image_id": id_, "value": 0.5}]) for id_ in (second, first)]
+    synthetic_sweeps.publish(run, "sweep", parts)
     again = zfscale.open(str(run))
     assert set(again.references) == {*results.references, first, second}
     assert list(again.references) == [id_ for id_ in accepted if id_ in again.references]

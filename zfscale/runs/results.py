@@ -166,11 +166,12 @@ class Results:
     @cached_property
     def tables(self) -> Mapping[str, tuple[str, str]]:
         """The published tables by their names in the run: whose they are, and how it calls them."""
-        return {
+        owners = {
             published_name(table, each.kind, name): (name, table)
-            for name, each in sorted(self.analyses.items())
+            for name, each in self.analyses.items()
             for table in each.tables
         }
+        return dict(sorted(owners.items()))
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

@@ -220,7 +220,7 @@ from zfscale import cli
 
 @cli.commands.command()
 def writing():
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(dir=".", ignore_cleanup_errors=True) as folder:
         array = zarr.create_array(f"{folder}/a.zarr", shape=(20000,), chunks=(1,), dtype="u1")
         threading.Thread(target=interrupt, args=[Path(folder)], daemon=True).start()
         print("begun")

@@ -17,10 +17,16 @@ from synthetic_run import Picture, Spec, _projections, add_analysis, png, write_
 import zfscale
 from zfscale.analyses.scan.tables import WINNERS
 from zfscale.collection.decode import decode
+from zfscale.engine import driver
+from zfscale.engine.resolve import Machine, resolve
+from zfscale.engine.worker import Serial
 from zfscale.errors import IntegrityError, UsageError, ZfscaleError
-from zfscale.records import Array, Block, Box, Column, Table
+from zfscale.job import Job
+from zfscale.records import Array, Block, Box, Column, Counts, Table
+from zfscale.runs.ledger import Ledger
 from zfscale.runs.manifest import State
 from zfscale.runs.results import crop_patch
+from zfscale.storage import open_storage
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +243,66 @@ def test_a_scan_without_winners_has_empty_tables(tmp_path: Path) -> None:
     assert {"layer", "feature", "rank", "score", "image_id"} <= set(winners)
 
 
-def test_a_run_whose_scan_failed_can_be_opened(tmp_path: Path) -> None:
-    results = zfscale.open(str(write_run(tmp_path, state=State.FAILED, error="no disk")))
+@pytest.mark.parametrize(
+    ("state", "error", "told"),
+    [
+        (State.FAILED, "no disk", r"scan is not complete \(state failed\): no disk"),
+        (State.RUNNING, None, r"scan is not complete \(state running\)"),
+    ],
+)
+def test_a_run_whose_scan_is_not_complete_says_why(
+    tmp_path: Path, state: State, error: str | None, told: str
+) -> None:
+    results = zfscale.open(str(write_run(tmp_path, state=state, error=error)))
     assert dict(results.tables) == {}
-    with pytest.raises(AttributeError, match="no 'winners'"):
+    with pytest.raises(AttributeError, match=rf"tables are none; not complete: scan \({state}\)"):
         _ = results.winners
+    with pytest.raises(AttributeError, match=rf"no 'winners': .*{told}"):
+        _ = results["scan"].winners
+    for ask in (results.winners_of, results.projection, results.patches):
+        with pytest.raises(UsageError, match=told):
+            ask("conv1", 0)
+    with pytest.raises(UsageError, match="no table 'winners'; its tables are none"):
+        results.dataset("winners")
+
+
+def test_a_run_without_a_scan(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    metadata = {"job": {"model": "test:net"}}
+    Ledger.open(open_storage(str(folder)), {"model": "test:net"}, {}, metadata)
+    assert repr(zfscale.open(str(folder))).endswith("complete: nothing; not complete: nothing>")
+    columns = (Column("key", "string", ""), Column("drop", "float64", ""))
+    table = Table("training", 1, columns, key=("key",), identity=("drop",))
+    rows = {"key": np.array(["a"], object), "drop": np.array([0.5])}
+    add_analysis(folder, "training", [(table, rows)])
+    results = zfscale.open(str(folder))
+    assert (results.layers, results.classes) == ({}, None)
+    assert results.training["drop"].tolist() == [0.5]
+    with pytest.raises(UsageError, match="no layer 'conv1'"):
+        results.winners_of("conv1", 0)
+    with pytest.raises(UsageError, match=r"the run has no scan; add `scan: \{\}`"):
+        results.image("0" * 32)
+
+
+def test_a_scan_of_no_image_at_all_has_all_its_tables(tmp_path: Path) -> None:
+    """Every image was quarantined, by a job from beginning to end."""
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(b"no image %d" % number)
+    work = {"run": str(tmp_path / "run"), "images": str(tmp_path / "images"), "batch": 4}
+    work |= {"model": "zfscale:zfnet-mini", "weights": "seed:0", "device": "cpu"}
+    work |= {"analyses": {"scan": {"layers": ["conv1"]}, "deconvolve": {}}}
+    resolved = resolve(Job.model_validate(work), lambda: Machine("cpu", 1))
+    driver.run(resolved, Serial, lambda event: None)
+    results = zfscale.open(work["run"])
+    assert list(results.tables) == ["features", "images", "winners"]
+    assert all(each.state == State.COMPLETE for each in results.analyses.values())
+    assert set(results.winners) == {"run_id", *(column.name for column in WINNERS.columns)}
+    assert len(results.winners) == len(results.winners_of("conv1", 0)) == 0
+    assert results["scan"].counts == Counts(3, quarantined=3)
+    assert results.images["status"].tolist() == ["quarantined"] * 3
+    assert results.features["dead"].all()
+    assert not results.has_projections("conv1")
 
 
 def test_damaged_run(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ class AnalysisResults:
                     frame = self.table(table)
                     setattr(self, name, frame)
                     return frame
+            if not self.is_readable:
+                raise AttributeError(f"no {name!r}: {self._reason(name)}")
         raise AttributeError(f"the analysis {self.__dict__.get('name')} has no {name!r}")
 
     @property
@@ -157,8 +159,8 @@ class Results:
     def __getattr__(self, name: str) -> pd.DataFrame:
         """A published table of the run, loaded once. Only called where no attribute exists."""
         if name.startswith("_") or name not in self.tables:
-            tables = "" if name.startswith("_") else f"; its tables are {', '.join(self.tables)}"
-            raise AttributeError(f"this run has no {name!r}{tables}")
+            has = "" if name.startswith("_") else f"; {self._extent}"
+            raise AttributeError(f"this run has no {name!r}{has}")
         frame: pd.DataFrame = self.dataset(name).to_table().to_pandas()
         setattr(self, name, frame)
         return frame
@@ -173,6 +175,17 @@ class Results:
         }
         return dict(sorted(owners.items()))
 
+    @property
+    def _extent(self) -> str:
+        """What tables there are, and which analyses are missing theirs."""
+        left = [
+            f"{name} ({'outdated' if each.is_outdated else each.state})"
+            for name, each in self.analyses.items()
+            if not each.is_readable
+        ]
+        missing = f"; not complete: {', '.join(left)}" if left else ""
+        return f"its tables are {', '.join(self.tables) or 'none'}{missing}"
+
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """How an encoded image became the network's input."""
@@ -186,9 +199,7 @@ class Results:
     def dataset(self, table: str) -> ds.Dataset:
         """A published table unread, for a choice of columns and filters on large runs."""
         if table not in self.tables:
-            raise UsageError(
-                f"{self.run}: no table {table!r}; its tables are {', '.join(self.tables)}"
-            )
+            raise UsageError(f"{self.run}: no table {table!r}; {self._extent}")
         analysis, name = self.tables[table]
         return self.analyses[analysis].dataset(name)
 
@@ -312,6 +323,8 @@ class Results:
                 f"{self.run}: the run has no {kind}; add `{kind}: {{}}` to the analyses of its job "
                 "and run it again"
             )
+        if not analysis.is_readable:
+            raise UsageError(f"{self.run}: {analysis._reason(kind)}")
         return analysis
 
     def _path(self, kind: str, store: str) -> str | None:

@@ -48,7 +48,6 @@ def make_factory(folder: Path) -> Any:
                 raise UsageError("no such weights")
             starts.get(setup.start, int)()
             (folder / f"start-{os.getpid()}").touch()
-            self.device_name = "a test device"
 
         def run(self, task: Task) -> Receipt:
             name = task.payload["name"]
@@ -308,15 +307,6 @@ def test_the_limit_for_starting_does_not_run_while_one_worker_works(
         executor._limits = Limits(start_limit=0.5, poll=0.1)
         answers = list(executor.execute([task(str(n), seconds=0.3) for n in range(4)]))
     assert len(answers) == 4
-
-
-def test_a_worker_says_what_it_computes_on_before_its_first_task(tmp_path: Path) -> None:
-    with pool(tmp_path, workers=1) as executor:
-        assert executor.device_names == frozenset()
-        answers = executor.execute([task("0"), task("1")])
-        next(answers)
-        assert executor.device_names == {"a test device"}
-        list(answers)
 
 
 def test_loading_takes_nothing_from_the_time_of_the_first_task(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def state(directory):
         "number": manifest.number,
         "tasks": list(scan.tasks),
         "state": scan.state,
-        "rows": sum(part.rows for part in manifest.published()),
+        "rows": sum(part.rows for part in scan.published.values()),
         "damage": [*damaged, *map(str, find_damage(storage, manifest))],
         "record": record.read(storage).manifest if storage.exists(record.PATH) else 0,
     }

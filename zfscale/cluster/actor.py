@@ -6,7 +6,6 @@ Knows how a worker is made and asked; not that there are attempts, time limits o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zfscale.convnet.runtime import before_torch
@@ -27,17 +26,6 @@ Factory = Callable[["ResolvedJob"], WorkerLike]
 """Makes a worker in its process, with its model loaded: `RayPool` calls no other method first."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """What a worker says of itself once it has started.
-
-    `device_name` is the model of its GPU, or the instruction set of its CPU; empty for a worker
-    that has no attribute of this name.
-    """
-
-    device_name: str = ""
-
-
 class WorkerActor:
     """The Ray actor: one per worker process.
 
@@ -49,7 +37,7 @@ class WorkerActor:
         # Here, not in `start`: to unpickle its arguments loads torch.
         before_torch()
 
-    def start(self, factory: Factory, job: ResolvedJob) -> WorkerInfo | ZfscaleError:
+    def start(self, factory: Factory, job: ResolvedJob) -> ZfscaleError | None:
         """Make the worker and load its model; called once, before any task.
 
         The pool waits for the answer before it hands out a task, so that the time limit of a task
@@ -59,7 +47,7 @@ class WorkerActor:
             self._worker = factory(job)
         except ZfscaleError as error:
             return error
-        return WorkerInfo(getattr(self._worker, "device_name", ""))
+        return None
 
     def run(self, task: Task) -> Receipt | ZfscaleError:
         """Carry out one task."""

@@ -10,7 +10,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from zfscale.cluster.actor import WorkerInfo
 from zfscale.records import Task
 
 TASKS_IN_FLIGHT = 2
@@ -41,15 +40,11 @@ class WorkerHandle:
     def __init__(self, actor: Any, start_reference: Any) -> None:
         """`actor` is a handle of Ray; `start_reference` stands for the answer of its `start`."""
         self.actor = actor
-        self.info: WorkerInfo | None = None
+        self.started = False
+        """Whether the process has loaded its model and takes tasks."""
         self._start_reference = start_reference
         self._in_flight: deque[tuple[Any, Attempt]] = deque()
         self._waiting_since = time.monotonic()
-
-    @property
-    def started(self) -> bool:
-        """Whether the process has loaded its model and takes tasks."""
-        return self.info is not None
 
     @property
     def task_count(self) -> int:
@@ -67,10 +62,6 @@ class WorkerHandle:
     def seconds_waited(self) -> float:
         """How long `next_answer` can have been under way; 0 where there is nothing to wait for."""
         return 0.0 if self.next_answer is None else time.monotonic() - self._waiting_since
-
-    def mark_started(self, info: WorkerInfo) -> None:
-        """Record that the process has loaded its model, and what it says of itself."""
-        self.info = info
 
     def accepts(self, attempt: Attempt) -> bool:
         """Whether this task may be queued here now."""

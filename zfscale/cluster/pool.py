@@ -107,11 +107,6 @@ class RayPool:
 
         self._start_worker = start_worker
 
-    @property
-    def device_names(self) -> frozenset[str]:
-        """What the workers that have started so far compute on, as they say themselves."""
-        return frozenset(worker.info.device_name for worker in self._workers if worker.info)
-
     def execute(self, tasks: Iterable[Task]) -> Iterator[Receipt | Failure]:
         """Yield one receipt or failure per task as they come. `tasks` is read as it is needed."""
         queue = _TaskQueue(tasks)
@@ -164,7 +159,7 @@ class RayPool:
                 first_failures.stop_watching()
                 yield answer
             else:
-                worker.mark_started(answer)
+                worker.started = True
                 self._failed_starts = 0
         limit = self._limits.task_timeout
         errors.extend(

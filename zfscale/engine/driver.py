@@ -22,7 +22,7 @@ from zfscale.engine.events import (
     Summary,
 )
 from zfscale.engine.publish import publish
-from zfscale.engine.resolve import ResolvedJob, Stage
+from zfscale.engine.resolve import ResolvedJob
 from zfscale.engine.view import AnalysisView, Collection
 from zfscale.engine.worker import Executor, load_network
 from zfscale.errors import (
@@ -60,7 +60,7 @@ def run(job: ResolvedJob, executor: Callable[[ResolvedJob], Executor], report: R
     storage = open_storage(job.run)
     views = _views(job, storage)
     ledger = _open(job, views, storage, report)
-    damage = find_damage(storage, ledger.manifest, _concerned(job, ledger))
+    damage = find_damage(storage, ledger.manifest, _with_dependencies(job, ledger))
     workers = _Workers(job, executor)
     try:
         for view in views:
@@ -85,9 +85,9 @@ def _views(job: ResolvedJob, storage: Storage) -> list[AnalysisView]:
     views = [AnalysisView(job, stage, network, storage, images) for stage in job.stages]
     for view in views:
         view.manifest = known
-        metadata = view.stage.analysis.metadata(view)
+        view.metadata = view.stage.analysis.metadata(view)
         for other in views:
-            other.promise(view.stage.name, metadata)
+            other.set_metadata(view.stage.name, view.metadata)
     for view in views:
         view.stage.analysis.check(view)
     return views
@@ -96,7 +96,7 @@ def _views(job: ResolvedJob, storage: Storage) -> list[AnalysisView]:
 def _open(
     job: ResolvedJob, views: Sequence[AnalysisView], storage: Storage, report: Report
 ) -> Ledger:
-    planned = {view.stage.name: _planned(view.stage, view) for view in views}
+    planned = {view.stage.name: _planned(view) for view in views}
     network = views[0].network
     ledger = Ledger.open(
         storage,
@@ -111,14 +111,13 @@ def _open(
     return ledger
 
 
-def _planned(stage: Stage, view: AnalysisView) -> Planned:
-    options = stage.analysis.options.model_dump(mode="json", by_alias=True)
-    analysis = stage.analysis
-    metadata = analysis.metadata(view)
-    return Planned(stage.kind, options, stage.files, stage.needs, metadata, analysis.fixed)
+def _planned(view: AnalysisView) -> Planned:
+    analysis, stage = view.stage.analysis, view.stage
+    options = analysis.options.model_dump(mode="json", by_alias=True)
+    return Planned(stage.kind, options, stage.files, stage.needs, view.metadata, analysis.fixed)
 
 
-def _concerned(job: ResolvedJob, ledger: Ledger) -> set[str]:
+def _with_dependencies(job: ResolvedJob, ledger: Ledger) -> set[str]:
     """The analyses of the job, and those that they rest on."""
     names, left = set(), [stage.name for stage in job.stages]
     while left:
@@ -223,7 +222,7 @@ def _carry_out(
         plan = _planned_anew(view, ledger, report)
     publish(ledger, view, plan, {each.file.path for each in own if each.task is None})
     damage[:] = [each for each in damage if each not in own]
-    _tell(view, report)
+    _report_warnings(view, report)
     if plan.counts.quarantined and not view.stage.analysis.scans_dataset:
         left_out = f"{name} leaves out {plan.counts.quarantined} of {plan.counts.images} images"
         report(Note(f"{left_out}: what the network makes of them is not finite", Level.WARNING))
@@ -243,12 +242,12 @@ def _is_complete(view: AnalysisView, inputs: Mapping[str, str]) -> bool:
 def _planned_anew(view: AnalysisView, ledger: Ledger, report: Report) -> _Plan:
     view.manifest = ledger.manifest
     plan = _Plan(view)
-    _tell(view, report)
+    _report_warnings(view, report)
     _check_finite(plan.counts, plan.images)
     return plan
 
 
-def _tell(view: AnalysisView, report: Report) -> None:
+def _report_warnings(view: AnalysisView, report: Report) -> None:
     """Report the warnings of an analysis, each once."""
     while view.warnings:
         report(Note(view.warnings.pop(0), Level.WARNING))
@@ -319,7 +318,7 @@ def _execute(
     finally:
         _commit(view, ledger, waiting)
     if failures:
-        raise TaskFailed(_told(name, failures, done))
+        raise TaskFailed(_failure_message(name, failures, done))
 
 
 def _commit(view: AnalysisView, ledger: Ledger, receipts: Sequence[Receipt]) -> None:
@@ -328,7 +327,7 @@ def _commit(view: AnalysisView, ledger: Ledger, receipts: Sequence[Receipt]) -> 
         view.lost -= {receipt.task for receipt in receipts}
 
 
-def _told(name: str, failures: Sequence[Failure], done: int) -> str:
+def _failure_message(name: str, failures: Sequence[Failure], done: int) -> str:
     """What failed, what did not, and how to go on."""
     first = failures[0]
     rest = f"the other {done} are committed" if done else "none was finished"
@@ -368,7 +367,7 @@ def _summary(job: ResolvedJob, ledger: Ledger, seconds: float) -> Summary:
     Without one, the counts of what else went over the whole collection.
     """
     states = ledger.manifest.analyses
-    names = [name for name in _concerned(job, ledger) if "images" in states[name].metadata]
+    names = [name for name in _with_dependencies(job, ledger) if "images" in states[name].metadata]
     if not names:
         over_all = [s.name for s in job.stages if s.analysis.scans_dataset]
         return Summary(job.run, states[over_all[0]].counts if over_all else Counts(), seconds)

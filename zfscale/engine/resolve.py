@@ -28,7 +28,7 @@ THREADS = 4
 """Threads of a worker, unless the job says how many or its machine has fewer cores."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _RESERVED = frozenset({"gallery", "manifest", "segments"})
-_IDENTITY = ("use", "needs")
+_NOT_OPTIONS = ("use", "needs")
 """Keys of an analysis in a job file that are no options of its kind."""
 
 
@@ -248,7 +248,7 @@ def _stages(
         analysis = kinds[name]
         needs = _needs(name, analysis, given.get("needs"), depends)
         options = _options(name, analysis, given)
-        stages.append(Stage(analysis(options, name), needs, _contents(name, options)))
+        stages.append(Stage(analysis(options, name), needs, _contents(name, analysis, options)))
         depends[name] = (analysis.kind, needs)
     _check_tables(stages, known)
     return tuple(stages)
@@ -375,7 +375,7 @@ def _check_said(
 
 def _options(name: str, kind: type[Analysis[Any]], given: Mapping[str, Any]) -> BaseModel:
     """The options of an analysis. Raises UsageError naming key, value and what was expected."""
-    own = {key: value for key, value in given.items() if key not in _IDENTITY}
+    own = {key: value for key, value in given.items() if key not in _NOT_OPTIONS}
     for key in option_files(kind) & own.keys():
         if isinstance(own[key], str):
             own[key] = files.canonical(own[key])
@@ -392,12 +392,12 @@ def option_files(kind: type[Analysis[Any]]) -> set[str]:
     return {key for key, described in properties.items() if described.get("format") == FILE}
 
 
-def _contents(name: str, options: BaseModel) -> dict[str, str]:
+def _contents(name: str, kind: type[Analysis[Any]], options: BaseModel) -> dict[str, str]:
     """The SHA-256 of each file that the options name."""
     hashes = {}
-    for key, described in type(options).model_json_schema().get("properties", {}).items():
-        place = getattr(options, key, None)
-        if described.get("format") == FILE and place is not None:
+    for key in sorted(option_files(kind)):
+        place = getattr(options, key)
+        if place is not None:
             try:
                 content = files.read_whole(place)
             except OSError as error:

@@ -80,6 +80,8 @@ class AnalysisView:
         self.lost: set[str] = set()
         self.warnings: list[str] = []
         self._collection = images
+        self.metadata: Mapping[str, Any] = {}
+        """What this analysis tells its readers, as far as it is known before the work."""
         self._metadata: dict[str, Mapping[str, Any]] = {}
 
     @property
@@ -127,8 +129,8 @@ class AnalysisView:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def promise(self, name: str, metadata: Mapping[str, Any]) -> None:
-        """What an analysis of the same job will say of itself, before it has said so in the run."""
+    def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
+        """Say what an analysis of the same job tells its readers, before it stands in the run."""
         self._metadata[name] = metadata
 
     def table(self, kind: str, table: Table) -> Columns:

@@ -98,11 +98,6 @@ class Manifest:
                 yield from receipt.files
             yield from analysis.published.values()
 
-    def published(self) -> Iterator[File]:
-        """The published files of all analyses."""
-        for analysis in self.analyses.values():
-            yield from analysis.published.values()
-
     def is_outdated(self, name: str) -> bool:
         """Whether the results of an analysis were made from others than those there are now."""
         inputs = self.analyses[name].inputs

@@ -13,7 +13,7 @@ from gallery_pages import Markup, check_links, check_pictures, check_policy, con
 from PIL import Image
 
 from zfscale import collection as sources
-from zfscale.errors import UsageError
+from zfscale.errors import UsageError, ZfscaleError
 from zfscale.gallery import build, curves
 from zfscale.gallery import pages as page_modules
 from zfscale.gallery.charts import HEIGHT, WIDTH
@@ -21,7 +21,10 @@ from zfscale.gallery.colours import CLASSES, heat, rgb
 from zfscale.gallery.pages import chapters, correspondence, occlusion
 from zfscale.gallery.pages import sources as sources_of
 from zfscale.gallery.site import survey
+from zfscale.runs.ledger import Ledger
+from zfscale.runs.manifest import State
 from zfscale.runs.results import Results
+from zfscale.storage import open_storage
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
 sweeps = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_sweeps.py"))
@@ -476,4 +479,52 @@ def test_a_package_adds_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     broken = EntryPoint("mine", "nowhere", "zfscale.pages")
     monkeypatch.setattr(page_modules, "entry_points", lambda group: [broken])
     with pytest.raises(UsageError, match=r"the pages mine .* cannot be loaded"):
+        build(str(run))
+
+
+def add_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A module of pages that an installed package adds."""
+    name = f"pages_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text("from zfscale.gallery.pages import Page\n" + text)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("mine", name, "zfscale.pages")
+    monkeypatch.setattr(page_modules, "entry_points", lambda group: [entry])
+
+
+def test_a_job_that_failed_over_readable_results_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    sweeps["occlusion"](run, count=1)
+    Ledger.take_over(open_storage(str(run))).end("occlusion", State.FAILED, 1.0, "no disk")
+    build(str(run))
+    assert (run / "gallery" / "occlusion" / "index.html").is_file()
+    first = (run / "gallery" / "index.html").read_text()
+    assert "<b>occlusion</b> failed, and older results of it are shown: no disk" in first
+
+
+def test_an_error_of_a_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run")
+    add_pages(tmp_path, monkeypatch, "def pages(site):\n    yield {}['nothing']\n")
+    with pytest.raises(ZfscaleError, match=r"the pages mine of the package .*KeyError: 'nothing'"):
+        build(str(run))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            'TEMPLATES = {"layer.html": "mine"}\ndef pages(site):\n    return iter(())\n',
+            "their template layer.html is called like one of zfscale",
+        ),
+        (
+            'def pages(site):\n    yield Page("layers/conv1.html", "base.html", {})\n',
+            "two pages are called layers/conv1.html",
+        ),
+    ],
+)
+def test_names_that_are_taken_are_refused(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run")
+    add_pages(tmp_path, monkeypatch, text)
+    with pytest.raises(UsageError, match=told):
         build(str(run))

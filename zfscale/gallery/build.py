@@ -7,6 +7,7 @@ from importlib import resources
 
 import jinja2
 
+from zfscale.errors import UsageError
 from zfscale.gallery import names, sheets
 from zfscale.gallery.output import File, Output
 from zfscale.gallery.pages import Chapter, Page, Source, chapters, sources
@@ -61,13 +62,18 @@ def render(site: Site, found: list[Source], book: list[Chapter]) -> Iterator[Fil
 
     def to_file(source: Source, page: Page) -> File:
         root = "../" * page.path.count("/")
-        template = environment.get_template(page.template)
-        html = template.render(page.values, site=source.site, root=root)
+        with source.module.responsible():
+            template = environment.get_template(page.template)
+            html = template.render(page.values, site=source.site, root=root)
         return File(page.path, html.encode("utf-8", "replace"))
 
     last = []
+    paths: set[str] = set()
     for source in found:
         for page in source.pages():
+            if page.path in paths:
+                raise UsageError(f"{source.module.name}: two pages are called {page.path}")
+            paths.add(page.path)
             yield from page.files
             file = to_file(source, page)
             if page.path == "index.html":
@@ -98,12 +104,17 @@ def search_data(site: Site, book: list[Chapter]) -> str:
 
 
 def _environment(site: Site, found: list[Source], book: list[Chapter]) -> jinja2.Environment:
-    added = {
-        name: text
-        for source in found
-        for name, text in getattr(source.module, "TEMPLATES", {}).items()
-    }
     ours = jinja2.PackageLoader("zfscale.gallery")
+    added: dict[str, str] = {}
+    for module in {source.module.name: source.module for source in found}.values():
+        for name, text in module.templates.items():
+            if name in added or name in ours.list_templates():
+                owner = "another package" if name in added else "zfscale"
+                raise UsageError(
+                    f"the pages {module.name} of the package {module.package}: their template "
+                    f"{name} is called like one of {owner}: give it another name"
+                )
+            added[name] = text
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([ours, jinja2.DictLoader(added)]),
         autoescape=True,

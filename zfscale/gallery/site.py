@@ -14,6 +14,7 @@ import pandas as pd
 from zfscale.gallery import pictures
 from zfscale.gallery.names import feature_name, slugs
 from zfscale.records import Box, Layer
+from zfscale.runs.manifest import State
 from zfscale.runs.results import AnalysisResults, Results, boxes
 
 
@@ -136,8 +137,12 @@ class Site:
 
     @property
     def unfinished(self) -> list[AnalysisResults]:
-        """Analyses whose results are not there, or no longer those of their inputs."""
-        return [each for each in self.results.analyses.values() if not each.is_readable]
+        """Analyses whose results are not there or outdated, or whose last job did not end well."""
+        return [
+            each
+            for each in self.results.analyses.values()
+            if not each.is_readable or each.state != State.COMPLETE
+        ]
 
     @property
     def input(self) -> tuple[int, int]:

@@ -5,10 +5,12 @@ A module has plain functions, of which each gets the `Site`:
     KIND = "occlusion"                     the kind of analysis that it shows. Then every function
                                            is called once for each complete analysis of that kind,
                                            `site.analysis`; without KIND once, for the run.
-    pages(site) -> Iterator[Page]          its pages; their addresses begin with `site.slug`
+    pages(site) -> Iterator[Page]          its pages; with KIND their addresses begin with
+                                           `site.slug`, which is distinct for each analysis
     count(site) -> int                     how many files these are; left out, they are counted
     chapter(site) -> Chapter | None        what the first page shows of it, and where it begins
-    TEMPLATES = {NAME: TEXT}               templates of its own, which may extend `base.html`
+    TEMPLATES = {NAME: TEXT}               templates of its own, which may extend `base.html`; no
+                                           name of ours
 
 It chooses what a template shows; the template escapes it. Nothing inline is shown by a browser: no
 `<script>`, no `style` attribute. Nothing here writes a file. A package of a user's adds a module by
@@ -20,11 +22,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from zfscale.errors import UsageError
+from zfscale.errors import UsageError, ZfscaleError
 from zfscale.gallery.output import File
 from zfscale.gallery.site import Site
 
@@ -62,34 +65,65 @@ GROUP = "zfscale.pages"
 
 
 @dataclass(frozen=True)
+class PageModule:
+    """A module of pages. `package` is the package that added it, None for one of ours."""
+
+    name: str
+    functions: Any
+    package: str | None = None
+
+    @property
+    def templates(self) -> Mapping[str, str]:
+        """Its own templates by name."""
+        found: Mapping[str, str] = getattr(self.functions, "TEMPLATES", {})
+        return found
+
+    @contextmanager
+    def responsible(self) -> Iterator[None]:
+        """A block that runs its code: whatever goes wrong in a package is told as the package's."""
+        try:
+            yield
+        except Exception as error:
+            if self.package is None or isinstance(error, ZfscaleError):
+                raise
+            raise ZfscaleError(
+                f"the pages {self.name} of the package {self.package}: {type(error).__name__}: "
+                f"{error}; `zfscale --debug gallery` shows where"
+            ) from error
+
+
+@dataclass(frozen=True)
 class Source:
     """A module of pages, and the site as it sees it: with the analysis that it is to show."""
 
-    module: Any
+    module: PageModule
     site: Site
 
     def pages(self) -> Iterator[Page]:
         """All its pages."""
-        yield from self.module.pages(self.site)
+        with self.module.responsible():
+            yield from self.module.functions.pages(self.site)
 
     def count(self) -> int:
         """How many files its pages are."""
-        if hasattr(self.module, "count"):
-            return int(self.module.count(self.site))
-        return sum(1 + len(page.files) for page in self.pages())
+        if not hasattr(self.module.functions, "count"):
+            return sum(1 + len(page.files) for page in self.pages())
+        with self.module.responsible():
+            return int(self.module.functions.count(self.site))
 
     def chapter(self) -> Chapter | None:
         """What the first page shows of it."""
-        found: Chapter | None = (
-            self.module.chapter(self.site) if hasattr(self.module, "chapter") else None
-        )
-        return found
+        if not hasattr(self.module.functions, "chapter"):
+            return None
+        with self.module.responsible():
+            chapter: Chapter | None = self.module.functions.chapter(self.site)
+            return chapter
 
 
-def modules() -> list[Any]:
+def modules() -> list[PageModule]:
     """Every module of pages, built in or added by an installed package, by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    built_in = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    built_in = [PageModule(name, importlib.import_module(f"{__name__}.{name}")) for name in names]
     added = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     return [*built_in, *(_load(entry) for entry in added if entry.name not in names)]
 
@@ -98,7 +132,7 @@ def sources(site: Site) -> list[Source]:
     """Each module with everything in the run that it shows."""
     found = []
     for module in modules():
-        kind = getattr(module, "KIND", None)
+        kind = getattr(module.functions, "KIND", None)
         if kind is None:
             found.append(Source(module, site))
             continue
@@ -116,7 +150,7 @@ def chapters(found: Iterable[Source]) -> list[Chapter]:
     )
 
 
-def _load(entry: EntryPoint) -> Any:
+def _load(entry: EntryPoint) -> PageModule:
     package = entry.dist.name if entry.dist is not None else "?"
     try:
         module = entry.load()
@@ -129,4 +163,4 @@ def _load(entry: EntryPoint) -> Any:
         raise UsageError(
             f"the pages {entry.name} of the package {package}: {entry.value} has no function pages"
         )
-    return module
+    return PageModule(entry.name, module, package)

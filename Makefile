@@ -2,7 +2,7 @@
 # make docs: the site of the docs; make dist: a wheel and a source archive that are tried out.
 # CONTRIBUTING.md explains the rest.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint docs dist format bench clean
+.PHONY: demo test test-slow test-all lint docs dist format bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,10 @@ demo: $(VENV)/.ready $(PARTS)
 
 test: $(VENV)/.ready-dev
 	$(PYTEST) -m "not slow" $(ARGS)
+
+# What takes longer: every network at every stride, a local cluster, object stores, the tutorial.
+test-slow: $(VENV)/.ready-dev
+	$(PYTEST) -m slow $(ARGS)
 
 test-all: $(VENV)/.ready-dev
 	$(PYTEST) $(ARGS)

@@ -21,13 +21,12 @@ import numpy as np
 import yaml
 
 from benchmarks._report import Report
-from zfscale.engine import driver
 from zfscale.engine.events import Event
+from zfscale.engine.opening import open_run
 from zfscale.engine.resolve import resolve
 from zfscale.job import load
 from zfscale.records import Columns, Counts, Receipt, Status
 from zfscale.runs import segments
-from zfscale.storage import open_storage
 
 COUNTS = (100_000, 10_000_000)
 SHARD = 10_000
@@ -114,13 +113,10 @@ def opened(path: Path) -> tuple[dict, object]:
     def ignore(_event: Event) -> None:
         """Nobody watches."""
 
-    job = resolve(load(path))
-    storage = open_storage(job.run)
-    views = driver._views(job, storage)
-    ledger = driver._open(job, views, storage, ignore)
-    for view in views:
-        view.manifest = ledger.manifest
-    return {view.stage.name: view for view in views}, ledger
+    opened = open_run(resolve(load(path)), ignore)
+    for view in opened.views:
+        view.manifest = opened.ledger.manifest
+    return {view.stage.name: view for view in opened.views}, opened.ledger
 
 
 def events(process: subprocess.Popen[str]) -> Iterator[dict]:

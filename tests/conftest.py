@@ -11,13 +11,15 @@ import fsspec
 import pytest
 from hypothesis import settings
 
+from zfscale.convnet.runtime import before_torch
+
 ROOT = Path(__file__).parents[1]
 
 # Before torch is imported, here and in the processes that tests start. Side by side with other
 # test processes, more threads than cores would only wait for each other.
 _THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+before_torch()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray reads it when it is first imported, by whatever test: embedded Ray stays on the loopback.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -79,12 +79,13 @@ Published = tuple[Table, Columns] | Block
 
 
 class Rows(Protocol):
-    """Reads a table of one committed task, or those of its rows that match.
+    """Reads a table of one committed task: all columns or the named ones, of all rows or of those
+    that match.
 
     `where` maps a column to the value it must have, or to (start, stop) of a range of integers.
     """
 
-    def __call__(self, table: str, **where: str | tuple[int, int]) -> Columns: ...
+    def __call__(self, table: str, *columns: str, **where: str | tuple[int, int]) -> Columns: ...
 
 
 class Context(Protocol):

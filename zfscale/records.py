@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 Columns = Mapping[str, NDArray[Any]]
@@ -338,6 +339,51 @@ class Block:
     array: Array
     start: int
     data: NDArray[Any]
+
+
+_NUMBERS: dict[str, type] = {
+    "int32": np.int32,
+    "int64": np.int64,
+    "float32": np.float32,
+    "float64": np.float64,
+    "bool": np.bool_,
+}
+
+
+def to_columns(description: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Columns:
+    """Rows that were collected one by one, each with one value a column, as columns.
+
+    None becomes a masked number. Raises ValueError for a row of another length.
+    """
+    rows = list(rows)
+    for row in rows:
+        if len(row) != len(description):
+            names = ", ".join(column.name for column in description)
+            raise ValueError(f"a row has {len(row)} values, expected {len(description)}: {names}")
+    values = list(zip(*rows, strict=True)) or [()] * len(description)
+    return {
+        column.name: _column(column, cells)
+        for column, cells in zip(description, values, strict=True)
+    }
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """The rows of all parts, which have the same columns; there must be one at least."""
+    return {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _column(column: Column, values: Sequence[Any]) -> NDArray[Any]:
+    kind = _NUMBERS.get(column.type)
+    if kind is None:
+        array = np.empty(len(values), object)
+        for at, value in enumerate(values):  # numpy would take lists of one length for a matrix
+            array[at] = value
+        return array
+    if column.nullable:
+        missing = [value is None for value in values]
+        filled = [0 if value is None else value for value in values]
+        return np.ma.masked_array(np.array(filled, kind), missing)
+    return np.array(values, kind)
 
 
 def published_name(default: str, kind: str, name: str) -> str:

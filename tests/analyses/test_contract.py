@@ -17,7 +17,6 @@ from torch import nn
 
 import zfscale
 from zfscale import analyses, models
-from zfscale.analyses.shared.rows import columns
 from zfscale.analysis import Analysis, NoOptions, Output
 from zfscale.collection.decode import decode
 from zfscale.datasets import parts
@@ -25,7 +24,7 @@ from zfscale.engine import driver, resolve
 from zfscale.engine.events import Summary
 from zfscale.engine.worker import Serial
 from zfscale.job import Job
-from zfscale.records import Column, Counts, ImageList, Table, image_id
+from zfscale.records import Column, Counts, ImageList, Table, image_id, to_columns
 from zfscale.runs.digest import digest
 from zfscale.storage import open_storage
 
@@ -45,7 +44,7 @@ class Published(Analysis[NoOptions]):
             yield self.tables[0], view.done[task.id]("rows")
 
     def rows(self, rows) -> Output:
-        return Output({"rows": columns(self.tables[0].columns, rows)})
+        return Output({"rows": to_columns(self.tables[0].columns, rows)})
 
 
 class Brightest(Published):

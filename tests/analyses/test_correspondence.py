@@ -33,7 +33,6 @@ from zfscale.analyses.correspondence.occluders import (
     parts_in_input,
     random_box,
 )
-from zfscale.analyses.shared.rows import columns
 from zfscale.boxes import PartBox
 from zfscale.collection.decode import decode
 from zfscale.datasets import parts
@@ -41,7 +40,7 @@ from zfscale.engine import driver, resolve
 from zfscale.engine.events import Note
 from zfscale.engine.worker import Serial
 from zfscale.errors import UsageError
-from zfscale.records import Failure, Image, ImageRef, Preprocessing, Receipt
+from zfscale.records import Failure, Image, ImageRef, Preprocessing, Receipt, to_columns
 from zfscale.runs import manifest
 from zfscale.runs.digest import digest
 from zfscale.storage import open_storage
@@ -106,7 +105,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run over all images, a batch in each task."""
     run = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(correspondence, "TASK_FORWARDS", 1)
+        patch.setattr(correspondence.Correspondence, "task_forwards", 1)
         carry_out(spec(run, images))
     assert tasks_of(run) == 3
     return run
@@ -232,10 +231,10 @@ def test_a_draw_depends_on_nothing_else() -> None:
     assert random_box(nose, "a", 0, 0, (10, 20)).box == (0, 0, 10, 20)
 
 
-@pytest.mark.parametrize(("limits", "tasks"), [({}, 1), ({"TASK_BYTES": 1 << 14}, 10)])
+@pytest.mark.parametrize(("limits", "tasks"), [({}, 1), ({"task_bytes": 1 << 14}, 10)])
 def test_size_of_tasks_changes_nothing(limits, tasks, images, whole, tmp_path, monkeypatch) -> None:
     for name, value in limits.items():
-        monkeypatch.setattr(correspondence, name, value)
+        monkeypatch.setattr(correspondence.Correspondence, name, value)
     work = spec(tmp_path / "run", images)
     carry_out(work)
     assert tasks_of(tmp_path / "run") == tasks
@@ -264,7 +263,7 @@ class Remembering(Serial):
 
 
 def test_an_interrupted_sweep_goes_on(images, whole, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(correspondence, "TASK_FORWARDS", 1)
+    monkeypatch.setattr(correspondence.Correspondence, "task_forwards", 1)
     work = spec(tmp_path / "run", images)
     with pytest.raises(KeyboardInterrupt):
         carry_out(work, Interrupted)
@@ -431,7 +430,7 @@ def test_an_unknown_layer_stops_the_job_before_any_work(images, tmp_path) -> Non
 
 
 def test_columns_keep_their_types_without_rows() -> None:
-    empty = columns(OCCLUDERS.columns, [])
+    empty = to_columns(OCCLUDERS.columns, [])
     assert {name: values.dtype.kind for name, values in empty.items()} == {
         "image_id": "O", "key": "O", "label": "i", "part": "O", "discriminative": "b", "draw": "i",
         "y0": "i", "x0": "i", "y1": "i", "x1": "i", "area": "f",

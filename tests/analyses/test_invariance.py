@@ -236,7 +236,7 @@ def test_an_interrupted_sweep_goes_on(run: Path, images: Path, tmp_path: Path) -
 
 def test_tasks_are_small_and_their_batches_full(images: Path, tmp_path: Path, monkeypatch) -> None:
     """With many steps a task has a half or a quarter of a batch, at least one image."""
-    monkeypatch.setattr(invariance, "FORWARDS", 2 * 11)
+    monkeypatch.setattr(invariance.Invariance, "task_forwards", 2 * 11)
     given: list[int] = []
 
     class Noting(Serial):

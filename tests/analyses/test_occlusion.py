@@ -154,7 +154,7 @@ def test_tasks_of_some_images_or_some_rows_give_the_same(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Position ranges of one image meet in the tables; each image is described once."""
-    monkeypatch.setattr(occlusion, "WORK", 1e7)
+    monkeypatch.setattr(occlusion.Occlusion, "task_work", 1e7)
     told = carry_out(tmp_path / "run", images)
     assert tasks_of(told) == 11 * len(starts(20, 23))
     whole, split = zfscale.open(str(run)), zfscale.open(str(tmp_path / "run"))
@@ -183,7 +183,7 @@ def test_copies_count_once(images: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_sweep_goes_on(images: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(occlusion, "WORK", 1e9)
+    monkeypatch.setattr(occlusion.Occlusion, "task_work", 1e9)
 
     class Dying(Serial):
         def execute(self, tasks):

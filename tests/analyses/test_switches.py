@@ -12,7 +12,8 @@ import zfscale
 from zfscale.datasets import parts
 from zfscale.engine import driver, resolve
 from zfscale.engine.events import Event, StageBegun
-from zfscale.engine.resolve import Machine, Stage
+from zfscale.engine.resolve import Machine
+from zfscale.engine.stages import Stage
 from zfscale.engine.worker import Serial
 from zfscale.errors import UsageError
 from zfscale.job import Job

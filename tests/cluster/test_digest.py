@@ -47,7 +47,7 @@ def _run(run: Path, shards: Path, executor) -> tuple[str, dict[str, File]]:
     spec |= {"images": str(shards), "analyses": analysed | {"correspondence": some | {"draws": 1}}}
     told: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(occlusion, "WORK", 1e10)
+        patch.setattr(occlusion.Occlusion, "task_work", 1e10)
         driver.run(resolve.resolve(job.Job.model_validate(spec)), executor, told.append)
     tasks = {event.stage: event.tasks for event in told if isinstance(event, StageBegun)}
     assert tasks["occlusion"] == 12

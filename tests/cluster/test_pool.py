@@ -16,6 +16,7 @@ import pytest
 
 from zfscale.cluster.handle import TASKS_IN_FLIGHT
 from zfscale.cluster.pool import Limits, RayPool, _FirstFailures
+from zfscale.convnet.runtime import WAITING
 from zfscale.errors import (
     IntegrityError,
     NonFiniteActivations,
@@ -110,7 +111,7 @@ def test_a_process_is_told_how_to_wait_before_it_loads_torch(
 ) -> None:
     class Worker:
         def __init__(self, setup: Any) -> None:
-            told = os.environ.get("OMP_WAIT_POLICY")
+            told = os.environ.get("GOMP_SPINCOUNT")
             (tmp_path / "told").write_text(f"{told}, torch: {'torch' in sys.modules}")
 
         def run(self, task: Task) -> Receipt:
@@ -122,7 +123,7 @@ def test_a_process_is_told_how_to_wait_before_it_loads_torch(
         list(executor.execute([task("any")]))
     finally:
         executor.close()
-    assert (tmp_path / "told").read_text() == "passive, torch: False"
+    assert (tmp_path / "told").read_text() == f"{WAITING['GOMP_SPINCOUNT']}, torch: False"
 
 
 def test_tasks_are_read_as_they_are_needed_and_handed_out_before(tmp_path: Path) -> None:

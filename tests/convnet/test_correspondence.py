@@ -15,7 +15,6 @@ from sklearn.metrics import pairwise_distances
 from torch import nn
 
 from zfscale import models
-from zfscale.convnet import correspondence
 from zfscale.convnet.correspondence import Distances, changes, distances, signs
 from zfscale.convnet.network import Network
 from zfscale.records import Preprocessing
@@ -114,12 +113,11 @@ def test_distances_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 20])
-def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing(block: int) -> None:
     packed = signs(torch.from_numpy(drawn(30, 500, 1)))
     expected = distances(packed, 500)
-    monkeypatch.setattr(correspondence, "BLOCK_BYTES", block)
-    assert distances(packed, 500) == expected
-    assert distances(packed[::-1], 500) == expected
+    assert distances(packed, 500, block) == expected
+    assert distances(packed[::-1], 500, block) == expected
 
 
 def test_adding_puts_pairs_together() -> None:

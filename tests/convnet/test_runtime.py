@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from zfscale.convnet.runtime import WAITING as SETTING
 from zfscale.convnet.runtime import WAITING_VARIABLES, before_torch, prepare
 
 ROOT = Path(__file__).parents[2]
+SPINS = SETTING["GOMP_SPINCOUNT"]
 
 FAULTS = """
 import resource, torch
@@ -92,11 +94,11 @@ def test_waiting_takes_no_processor_time() -> None:
 def test_what_the_user_has_set_stays() -> None:
     code = (
         "import os\nfrom zfscale.convnet.runtime import before_torch\n"
-        "before_torch()\nprint(os.environ.get('OMP_WAIT_POLICY'))"
+        "before_torch()\nprint(*map(os.environ.get, ['OMP_WAIT_POLICY', 'GOMP_SPINCOUNT']))"
     )
-    assert _python(code).stdout == "passive\n"
-    assert _python(code, OMP_WAIT_POLICY="active").stdout == "active\n"
-    assert _python(code, GOMP_SPINCOUNT="77").stdout == "None\n"
+    assert _python(code).stdout == f"None {SPINS}\n"
+    assert _python(code, OMP_WAIT_POLICY="active").stdout == "active None\n"
+    assert _python(code, GOMP_SPINCOUNT="77").stdout == "None 77\n"
 
 
 def test_commands_set_it_before_torch() -> None:
@@ -104,9 +106,9 @@ def test_commands_set_it_before_torch() -> None:
     code = (
         "import sys, os\nimport zfscale.cli\nassert 'torch' not in sys.modules\n"
         "try:\n    zfscale.cli.main(['--version'])\n"
-        "except SystemExit:\n    print(os.environ['OMP_WAIT_POLICY'])"
+        "except SystemExit:\n    print(os.environ['GOMP_SPINCOUNT'])"
     )
-    assert _python(code).stdout.split()[-1] == "passive"
+    assert _python(code).stdout.split()[-1] == SPINS
 
 
 def test_a_process_with_torch_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,8 @@
 
 from pydantic import BaseModel, Field
 
-from zfscale.analyses.shared.rows import columns
 from zfscale.analysis import Analysis, Output
-from zfscale.records import Column, ImageList, Table
+from zfscale.records import Column, ImageList, Table, to_columns
 
 BRIGHTNESS = Table(
     name="brightness",
@@ -49,7 +48,7 @@ class Brightness(Analysis[Options]):
             predicted = context.network.forward(batch.pixels).argmax(1)
             for at, image in enumerate(batch.images):  # after these, the batch is padded
                 rows.append((image.id, image.key, float(brightness[at]), int(predicted[at])))
-        return Output({"rows": columns(BRIGHTNESS.columns, rows)})
+        return Output({"rows": to_columns(BRIGHTNESS.columns, rows)})
 
     def publish(self, view, tasks):
         """The rows of all tasks."""

@@ -270,7 +270,7 @@ def test_a_table_under_another_name_is_another_result(storage):
 
 
 @pytest.mark.parametrize("length", [0, 40_000])
-def test_batches_do_not_matter(directory, length, monkeypatch):
+def test_batches_do_not_matter(directory, length):
     columns = {
         "id": np.array([f"{n:05}" for n in range(length)], object),
         "n": np.arange(length),
@@ -278,5 +278,4 @@ def test_batches_do_not_matter(directory, length, monkeypatch):
     }
     files = paths(write_one(directory, IMAGES, columns))
     expected = digest.digest_of(directory, files)
-    monkeypatch.setattr(digest, "BATCH", 777)
-    assert digest.digest_of(directory, files) == expected
+    assert digest.digest_of(directory, files, batch_rows=777) == expected

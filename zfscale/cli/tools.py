@@ -155,7 +155,7 @@ def parts(count: int, out: str, seed: int) -> None:
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of a job file, the options of every analysis included."""
-    from zfscale.engine.resolve import job_schema
+    from zfscale.engine.schema import job_schema
 
     click.echo(json.dumps(job_schema(), indent=2))
 

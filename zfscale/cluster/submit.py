@@ -35,7 +35,7 @@ from zfscale.cluster.authentication import (
     sends_token,
 )
 from zfscale.cluster.session import ray_module
-from zfscale.engine.resolve import option_files
+from zfscale.engine.stages import option_files
 from zfscale.errors import UsageError
 from zfscale.job import Job, parse
 

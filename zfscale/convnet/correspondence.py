@@ -135,14 +135,15 @@ class Distances:
         return math.sqrt(variance / (self.pairs * components) ** 2)
 
 
-def distances(vectors: Signs, components: int) -> Distances:
+def distances(vectors: Signs, components: int, block_bytes: int = BLOCK_BYTES) -> Distances:
     """The distances between all n (n - 1) / 2 pairs of n sign vectors of D = `components`.
 
-    Time grows with n squared, memory beyond `vectors` does not grow.
+    Time grows with n squared, memory beyond `vectors` does not grow. Each vector is compared with
+    `block_bytes` of others at a time.
     """
     # Two components differ where exactly one is > 0 or exactly one is < 0: an exclusive or of the
     # packed bits, the two halves put together, and the number of bits that are set.
-    block = max(1, BLOCK_BYTES // max(1, vectors[:1].nbytes))
+    block = max(1, block_bytes // max(1, vectors[:1].nbytes))
     total = squares = 0
     for at, one in enumerate(vectors):
         for start in range(at + 1, len(vectors), block):

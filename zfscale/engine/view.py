@@ -14,7 +14,9 @@ from zfscale.analysis import Rows
 from zfscale.boxes import PartBox
 from zfscale.collection import classes, parts
 from zfscale.convnet.network import Network
-from zfscale.engine.resolve import ResolvedJob, Stage
+from zfscale.engine.events import Level, Note, Report
+from zfscale.engine.resolve import ResolvedJob
+from zfscale.engine.stages import Stage
 from zfscale.errors import UsageError
 from zfscale.records import Columns, File, Image, ImageRange, Shard, Table, Task
 from zfscale.runs import segments, tables
@@ -63,7 +65,7 @@ class AnalysisView:
     """The `View` of one analysis.
 
     `manifest` is replaced by the driver at every commit. `warnings` are sentences for whoever runs
-    the job; the driver takes them from there. `lost` are tasks whose files are damaged.
+    the job. `lost` are tasks whose files are damaged.
     """
 
     def __init__(
@@ -128,6 +130,11 @@ class AnalysisView:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def report_warnings(self, report: Report) -> None:
+        """Report what the analysis warns of, each sentence once."""
+        while self.warnings:
+            report(Note(self.warnings.pop(0), Level.WARNING))
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> None:
         """Say what an analysis of the same job tells its readers, before it stands in the run."""
@@ -198,8 +205,8 @@ class _Done(Mapping[str, Rows]):
     def __getitem__(self, task: str) -> Rows:
         files = {file.table: file for file in self._state.receipt(task).files}
 
-        def read(table: str, **where: str | tuple[int, int]) -> Columns:
-            return segments.read(self._storage, files[table], where=where)
+        def read(table: str, *columns: str, **where: str | tuple[int, int]) -> Columns:
+            return segments.read(self._storage, files[table], columns or None, where)
 
         return read
 

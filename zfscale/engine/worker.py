@@ -19,7 +19,8 @@ from zfscale.analysis import Batch, Output
 from zfscale.convnet.network import Network
 from zfscale.convnet.runtime import prepare
 from zfscale.engine.memory import check_memory
-from zfscale.engine.resolve import ResolvedJob, Stage
+from zfscale.engine.resolve import ResolvedJob
+from zfscale.engine.stages import Stage
 from zfscale.engine.task_images import TaskImages
 from zfscale.errors import FingerprintMismatch, TaskFailed, UsageError, ZfscaleError
 from zfscale.records import (

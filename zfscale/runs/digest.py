@@ -29,6 +29,7 @@ from zfscale.storage.base import Storage
 
 MODULUS = 1 << 256
 BATCH = 1 << 15
+"""Rows that are hashed at a time."""
 
 
 def digest(storage: Storage) -> str:
@@ -36,8 +37,11 @@ def digest(storage: Storage) -> str:
     return digest_of(storage, {file.path for file in manifests.load(storage).files()})
 
 
-def digest_of(storage: Storage, paths: Iterable[str]) -> str:
-    """The digest of the tables and arrays that some paths of a run make up."""
+def digest_of(storage: Storage, paths: Iterable[str], batch_rows: int = BATCH) -> str:
+    """The digest of the tables and arrays that some paths of a run make up.
+
+    `batch_rows` of a table are in memory at a time; their number changes nothing.
+    """
     tables: dict[str, list[str]] = {}
     lines = []
     for path in sorted(paths):
@@ -47,17 +51,17 @@ def digest_of(storage: Storage, paths: Iterable[str]) -> str:
                 lines.append(line)
         elif rest.endswith(".parquet") and name != "segments":
             tables.setdefault(name, []).append(path)
-    lines += [_table(storage, name, files) for name, files in tables.items()]
+    lines += [_table(storage, name, files, batch_rows) for name, files in tables.items()]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _table(storage: Storage, name: str, paths: list[str]) -> str:
+def _table(storage: Storage, name: str, paths: list[str], batch_rows: int) -> str:
     dataset = dataset_of(storage, paths)
     metadata = dataset.schema.metadata
     identity = json.loads(metadata[b"zfscale.identity"])
     kept = ds.field("status") == Status.OK.value if name == "images" else None
     total, rows = 0, 0
-    for batch in dataset.to_batches(columns=identity, filter=kept, batch_size=BATCH):
+    for batch in dataset.to_batches(columns=identity, filter=kept, batch_size=batch_rows):
         columns = [_cells(from_arrow(batch.column(column), True)) for column in identity]
         for cells in zip(*columns, strict=True):
             total += _hash(b"".join(cells))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -97,6 +97,17 @@ class Manifest:
             for receipt in analysis.receipts():
                 yield from receipt.files
             yield from analysis.published.values()
+
+    def with_dependencies(self, names: Iterable[str]) -> set[str]:
+        """Those analyses of the run that have these names, and all that they rest on."""
+        found: set[str] = set()
+        left = list(names)
+        while left:
+            name = left.pop()
+            if name not in found and name in self.analyses:
+                found.add(name)
+                left += self.analyses[name].needs.values()
+        return found
 
     def is_outdated(self, name: str) -> bool:
         """Whether the results of an analysis were made from others than those there are now."""

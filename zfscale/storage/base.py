@@ -77,19 +77,19 @@ def file(path: str, data: bytes) -> File:
     return File(path, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def checksum(storage: Storage, path: str) -> tuple[str, int]:
-    """SHA-256 and size of a stored file, read in pieces."""
+def checksum(storage: Storage, path: str, chunk: int = CHUNK) -> tuple[str, int]:
+    """SHA-256 and size of a stored file, read in pieces of `chunk` bytes."""
     digest, size = hashlib.sha256(), 0
     with storage.open(path) as stream:
-        for piece in pieces(stream):
+        for piece in pieces(stream, chunk):
             digest.update(piece)
             size += len(piece)
     return digest.hexdigest(), size
 
 
-def pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    """What is left of a stream, a few megabytes at a time."""
-    while piece := stream.read(CHUNK):
+def pieces(stream: IO[bytes], chunk: int = CHUNK) -> Iterator[bytes]:
+    """What is left of a stream, `chunk` bytes at a time."""
+    while piece := stream.read(chunk):
         yield piece
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
@@ -26,19 +26,23 @@ from zfscale.analyses.correspondence.occluders import (
 )
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, chosen
 from zfscale.analyses.shared.options import Colour, Names, each_once
-from zfscale.analyses.shared.rows import columns
 from zfscale.analysis import FILE, Analysis, Context, Output, Rows, View
 from zfscale.boxes import RANDOM_BOXES
 from zfscale.convnet.correspondence import Distances, changes, distances, words
 from zfscale.convnet.defaults import last_convolution, last_hidden
 from zfscale.convnet.network import Network
 from zfscale.errors import UsageError
-from zfscale.records import Column, Columns, Image, ImageList, Layer, Reason, Table, Task
-
-TASK_FORWARDS = 1500
-"""Images to forward in one task, occluded ones included, unless a single batch needs more."""
-TASK_BYTES = 256 << 20
-"""Signs that one task may hold in memory, unless a single image has more."""
+from zfscale.records import (
+    Column,
+    Columns,
+    Image,
+    ImageList,
+    Layer,
+    Reason,
+    Table,
+    Task,
+    to_columns,
+)
 
 CORRESPONDENCE = Table(
     name="correspondence",
@@ -106,6 +110,10 @@ class Correspondence(Analysis[Options]):
     Options = Options
     needs = ("scan",)
     tables = (CORRESPONDENCE, OCCLUDERS)
+    task_forwards: ClassVar[int] = 1500
+    """Images to forward in one task, occluded ones included, unless a single batch needs more."""
+    task_bytes: ClassVar[int] = 256 << 20
+    """Signs that one task may hold in memory, unless a single image has more."""
 
     def check(self, view: View) -> None:
         """Raises UsageError for a layer that is not there."""
@@ -164,8 +172,8 @@ class Correspondence(Analysis[Options]):
         sign_rows.sort(key=lambda row: row[:3])  # as `publish` reads them; images keep their order
         return Output(
             {
-                "occluders": columns(OCCLUDERS.columns, covered),
-                "signs": columns(SIGNS, sign_rows),
+                "occluders": to_columns(OCCLUDERS.columns, covered),
+                "signs": to_columns(SIGNS, sign_rows),
             }
         )
 
@@ -194,7 +202,7 @@ class Correspondence(Analysis[Options]):
             summary.append(
                 _row(layer, RANDOM_BOXES, True, len(set().union(*images.values())), pooled)
             )
-        yield CORRESPONDENCE, columns(CORRESPONDENCE.columns, summary)
+        yield CORRESPONDENCE, to_columns(CORRESPONDENCE.columns, summary)
 
     def _layers(self, network: Network) -> tuple[Layer, ...]:
         """The layers that are named, or the last convolution and what the classifier sees.
@@ -215,8 +223,8 @@ class Correspondence(Analysis[Options]):
         boxes = parts * (1 + self.options.draws)
         layers = self._layers(view.network)
         held = boxes * sum(16 * words(_components(layer)) for layer in layers)
-        batches = max(1, TASK_FORWARDS // (view.batch * (1 + boxes)))
-        return min(view.batch * batches, max(1, TASK_BYTES // held))
+        batches = max(1, self.task_forwards // (view.batch * (1 + boxes)))
+        return min(view.batch * batches, max(1, self.task_bytes // held))
 
     def _boxes(self, image: Image, task: Task, crop: tuple[int, int]) -> list[CoveredBox]:
         """The boxes to cover in an image: each of its parts, and its random boxes after it."""

@@ -9,7 +9,7 @@ of the true label.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -25,9 +25,6 @@ from zfscale.convnet.responses import Responses, Step, respond
 from zfscale.convnet.transforms import TRANSFORMS
 from zfscale.errors import UsageError
 from zfscale.records import Column, Columns, Image, Layer, Reason, Table, Task
-
-FORWARDS = 1024
-"""Images through the network in one task, about: some ten seconds of ZFNet on two cores."""
 
 INVARIANCE = Table(
     name="invariance",
@@ -102,6 +99,8 @@ class Invariance(Analysis[Options]):
     Options = Options
     needs = ("scan",)
     tables = (INVARIANCE,)
+    task_forwards: ClassVar[int] = 1024
+    """Images through the network in one task, about: some ten seconds of ZFNet on two cores."""
 
     def check(self, view: View) -> None:
         """Raises UsageError for a layer that is not there, and for shifts out of sight."""
@@ -112,7 +111,7 @@ class Invariance(Analysis[Options]):
         """One task for as many images as share a batch well: B, or a half of it, or a quarter."""
         steps = len(self._steps(view.network))
         size = view.batch
-        while size > 1 and size * steps > FORWARDS:
+        while size > 1 and size * steps > self.task_forwards:
             size //= 2
         tasks = (self.task(images) for images in groups(view, self.options.images, size))
         return tasks if self.options.images == "all" else list(tasks)

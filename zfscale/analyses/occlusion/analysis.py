@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, field_validator
@@ -30,7 +30,6 @@ from zfscale.analyses.occlusion.tables import (
 )
 from zfscale.analyses.shared.images import DEFAULT, DESCRIPTION, Choice, all_batches, groups
 from zfscale.analyses.shared.options import Colour
-from zfscale.analyses.shared.rows import columns, stack
 from zfscale.analysis import Analysis, Context, Output, View
 from zfscale.convnet.deconvolution.deconvnet import Deconvnet, project
 from zfscale.convnet.defaults import last_convolution
@@ -45,10 +44,17 @@ from zfscale.convnet.incremental.occlusion import (
 )
 from zfscale.convnet.network import Network
 from zfscale.errors import UnsupportedOperation, UsageError
-from zfscale.records import Columns, Image, Layer, Reason, Table, Task
+from zfscale.records import (
+    Columns,
+    Image,
+    Layer,
+    Reason,
+    Table,
+    Task,
+    concatenate,
+    to_columns,
+)
 
-WORK = 5e12
-"""Multiply-adds in a task, about, if the network were run on each occluded image: ten seconds."""
 LEAST_WORK = 1.5e9
 """What a position costs at least, given as multiply-adds: a small network does no better."""
 NAMES = {
@@ -120,6 +126,8 @@ class Occlusion(Analysis[Options]):
     needs = ("scan",)
 
     _made: _Ready | None = None
+    task_work: ClassVar[float] = 5e12
+    """Multiply-adds in a task if the network were run on each occluded image: some ten seconds."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was made ready for the network of this process."""
@@ -167,13 +175,13 @@ class Occlusion(Analysis[Options]):
         places = self._grid(view.network)
         each = max(LEAST_WORK, _multiply_adds(view.network))
         work = each * len(places.rows) * len(places.columns)
-        parts = min(len(places.rows), max(1, math.ceil(work / (4 * WORK))))
+        parts = min(len(places.rows), max(1, math.ceil(work / (4 * self.task_work))))
         step = math.ceil(len(places.rows) / parts)
         rows = [
             (start, min(start + step, len(places.rows)))
             for start in range(0, len(places.rows), step)
         ]
-        size = max(1, int(WORK / work))
+        size = max(1, int(self.task_work / work))
         tasks = (
             self.task(images, {"rows": part})
             for images in groups(view, self.options.images, size)
@@ -194,7 +202,12 @@ class Occlusion(Analysis[Options]):
                     continue
                 for table, parts in tables.items():
                     kept[table].extend(parts)
-        return Output({NAMES[table]: stack(table.columns, parts) for table, parts in kept.items()})
+        return Output(
+            {
+                NAMES[table]: concatenate(parts) if parts else to_columns(table.columns, [])
+                for table, parts in kept.items()
+            }
+        )
 
     def publish(self, view: View, tasks: Iterable[Task]) -> Iterator[tuple[Table, Columns]]:
         """The rows of all tasks."""
@@ -225,7 +238,7 @@ class Occlusion(Analysis[Options]):
         image_row = self._image_row(network, image, baseline, target)
         tables: dict[Table, Sequence[Columns]] = {
             POSITIONS: [positions(image, places, rows, sensitivity)],
-            IMAGES: [columns(IMAGES.columns, [image_row])],
+            IMAGES: [to_columns(IMAGES.columns, [image_row])],
             FEATURES: extra_features(image, places, rows, sensitivity, totals),
         }
         if ready.deconvnet is not None and rows[0] == 0:
@@ -234,7 +247,7 @@ class Occlusion(Analysis[Options]):
             layer, pixels = self._layer(network), projection.pixels
             unit_of_image = (image.id, image.key, layer.name, unit[0])
             row = (*unit_of_image, *projection[:2], *pixels.shape[:2], pixels.ravel())
-            tables[PROJECTIONS] = [columns(PROJECTIONS.columns, [row])]
+            tables[PROJECTIONS] = [to_columns(PROJECTIONS.columns, [row])]
         return tables
 
     def _image_row(

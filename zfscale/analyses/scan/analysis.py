@@ -32,6 +32,7 @@ from zfscale.records import (
     Status,
     Table,
     Task,
+    concatenate,
     published_name,
 )
 
@@ -74,8 +75,8 @@ class Scan(Analysis[Options]):
         done = view.done
         if any(task.id not in done for task in tasks):
             return tasks
-        outcomes = (done[task.id]("outcomes") for task in tasks)
-        copies = find_copies(outcomes, sum(images.stop - images.start for images in ranges))
+        accepted = (done[task.id]("outcomes", "id", "position", status=Status.OK) for task in tasks)
+        copies = find_copies(accepted, sum(images.stop - images.start for images in ranges))
         return [
             self.task(images.without(copies[owner])) if owner in copies else task
             for owner, (task, images) in enumerate(zip(tasks, ranges, strict=True))
@@ -108,7 +109,7 @@ class Scan(Analysis[Options]):
             {
                 "winners": top_k.winners().rows(),
                 "sums": statistics.rows(),
-                "predictions": _stack(predictions),
+                "predictions": concatenate(predictions),
             }
         )
 
@@ -144,10 +145,6 @@ class Scan(Analysis[Options]):
 def _named(layer: str, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     length = len(next(iter(columns.values())))
     return {"layer": np.full(length, layer, dtype=object), **columns}
-
-
-def _stack(parts: Sequence[Columns]) -> Columns:
-    return {name: np.ma.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _ids(rows: Columns) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zfscale.records import Columns, Status
+from zfscale.records import Columns
 
 BUCKET_IMAGES = 1 << 18
 """Images that are compared in memory at once, about: 8 MB of their records."""
@@ -22,20 +22,20 @@ _RECORD = np.dtype(
 
 
 def find_copies(
-    outcomes: Iterable[Columns], images: int, bucket_images: int = BUCKET_IMAGES
+    accepted: Iterable[Columns], images: int, bucket_images: int = BUCKET_IMAGES
 ) -> dict[int, tuple[int, ...]]:
     """The positions of images that an earlier task has, by the number of the task.
 
-    `outcomes` are those of the tasks in their order, about `images` images in all. Ids are hashes,
-    so their first bits spread them evenly over buckets: copies of one image meet in one bucket,
-    and only one bucket at a time is in memory. The others wait in files.
+    `accepted` are id and position of the images that each task has accepted, in the order of the
+    tasks, about `images` in all. Ids are hashes, so their first bits spread them evenly over
+    buckets: copies of one image meet in one bucket, and only one bucket at a time is in memory. The
+    others wait in files.
     """
     buckets = max(1, -(-images // bucket_images))
     copies: dict[int, list[int]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="zfscale-copies-") as folder:
         paths = [Path(folder, f"{number}.bin") for number in range(buckets)]
-        for task, rows in enumerate(outcomes):
-            records = _records(task, rows)
+        for records in _in_portions(accepted, bucket_images):
             bucket = (records["high"] >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)
             for number in np.unique(bucket).tolist():
                 with paths[number].open("ab") as file:
@@ -47,14 +47,25 @@ def find_copies(
     return {task: tuple(sorted(positions)) for task, positions in copies.items()}
 
 
+def _in_portions(accepted: Iterable[Columns], size: int) -> Iterator[NDArray[np.void]]:
+    """The images of all tasks, `size` or a few more at a time: each portion opens every bucket."""
+    waiting: list[NDArray[np.void]] = []
+    for task, rows in enumerate(accepted):
+        waiting.append(_records(task, rows))
+        if sum(map(len, waiting)) >= size:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
 def _records(task: int, rows: Columns) -> NDArray[np.void]:
-    """The accepted images of one task."""
-    accepted = rows["status"] == Status.OK
-    ids = b"".join(bytes.fromhex(id_) for id_ in rows["id"][accepted].tolist())
+    """The accepted images of one task, as they are compared."""
+    ids = bytes.fromhex("".join(rows["id"].tolist()))
     halves = np.array(memoryview(ids)).view(">u8").reshape(-1, 2)
     records = np.empty(len(halves), _RECORD)
     records["high"], records["low"] = halves[:, 0], halves[:, 1]
-    records["task"], records["position"] = task, np.asarray(rows["position"])[accepted]
+    records["task"], records["position"] = task, np.asarray(rows["position"])
     return records
 
 

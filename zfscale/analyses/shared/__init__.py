@@ -1,1 +1,1 @@
-"""What several analyses share: options, the choice of images, rows collected one by one."""
+"""What several analyses share: types of options, and the choice of images."""

@@ -22,10 +22,14 @@ WAITING_SCORES = 1 << 16
 
 
 class FeatureStatistics:
-    """Sums over images for C features, without rounding: parts can be stored and merged."""
+    """Sums over images for C features, without rounding: parts can be stored and merged.
 
-    def __init__(self, features: int) -> None:
+    `waiting_scores` may wait to be counted together; their number changes no result.
+    """
+
+    def __init__(self, features: int, waiting_scores: int = WAITING_SCORES) -> None:
         self.features = features
+        self._waiting_scores = waiting_scores
         self.images: defaultdict[int, int] = defaultdict(int)  # by label
         self.sums: defaultdict[int, ExactSum] = defaultdict(ExactSum)  # by label
         self.squares = ExactSum()
@@ -38,7 +42,7 @@ class FeatureStatistics:
         if len(scores):
             self._waiting.append((scores, labels))
         # Many images at once cost less than as many batches.
-        if sum(len(labels) for _, labels in self._waiting) * self.features > WAITING_SCORES:
+        if sum(len(labels) for _, labels in self._waiting) * self.features > self._waiting_scores:
             self._count()
 
     def _count(self) -> None:

@@ -190,7 +190,8 @@ class Analysis(Generic[OptionsT]):
     `needs` are kinds of analyses whose results this one works on. `scans_dataset` says that its
     tasks are ranges of the whole collection. `brings` are kinds that follow it in every job that
     does not name them, because most readers of its results want theirs as well. What is `fixed`
-    must not change once another analysis has worked on it.
+    must not change once another analysis has worked on it. What `uses_network` depends on weights,
+    preprocessing, batch, threads and device: these must then stay what they were.
     """
 
     kind: ClassVar[str]
@@ -199,6 +200,7 @@ class Analysis(Generic[OptionsT]):
     brings: ClassVar[tuple[str, ...]] = ()
     scans_dataset: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
+    uses_network: ClassVar[bool] = True
 
     def __init__(self, options: OptionsT, name: str | None = None) -> None:
         self.options = options

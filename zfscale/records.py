@@ -220,15 +220,15 @@ class Task:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     @property
-    def size(self) -> int:
-        """Images to read, for the progress display; 1 for a task that reads none."""
+    def image_count(self) -> int:
+        """Images that it reads and accounts for: none for a shard that it lists."""
         match self.images:
             case ImageRange(start=start, stop=stop):
                 return stop - start
             case ImageList(images=images):
                 return len(images)
             case _:
-                return 1
+                return 0
 
     def __str__(self) -> str:
         return f"{self.analysis} task {self.id}"

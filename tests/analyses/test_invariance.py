@@ -242,7 +242,7 @@ def test_tasks_are_small_and_their_batches_full(images: Path, tmp_path: Path, mo
     class Noting(Serial):
         def execute(self, tasks):
             tasks = list(tasks)
-            given.extend(task.size for task in tasks if task.analysis == "invariance")
+            given.extend(task.image_count for task in tasks if task.analysis == "invariance")
             return super().execute(tasks)
 
     carry_out(tmp_path / "run", images, Noting, options={"images": {"sample": 5}})

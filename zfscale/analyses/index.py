@@ -28,6 +28,7 @@ class Index(Analysis[Options]):
     kind = "index"
     Options = Options
     fixed = True
+    uses_network = False
 
     def metadata(self, view: View) -> Mapping[str, Any]:
         """The names of the classes, once it is known which folders hold images."""

@@ -40,6 +40,7 @@ def run(job: ResolvedJob, executor: Callable[[ResolvedJob], Executor], report: R
                 _carry_out(view, opened, workers, report)
     finally:
         workers.close()
+    _check_undamaged(opened)
     summary = _summary(job, opened.ledger, time.monotonic() - began)
     report(Finished(summary))
     return summary
@@ -47,11 +48,16 @@ def run(job: ResolvedJob, executor: Callable[[ResolvedJob], Executor], report: R
 
 @contextmanager
 def _recorded(ledger: Ledger, name: str) -> Iterator[None]:
-    """Commit what ends the work on an analysis before it is complete."""
-    began = time.monotonic()
+    """Commit what ends the work on an analysis before it is complete.
+
+    One that was complete, and of which nothing was begun anew, stays so.
+    """
+    began, before = time.monotonic(), ledger.manifest.analyses[name]
     try:
         yield
     except BaseException as error:
+        if before.state == State.COMPLETE and ledger.manifest.analyses[name] is before:
+            raise
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
         state = State.INTERRUPTED if interrupted else State.FAILED
         reason = None if interrupted else str(error) or type(error).__name__
@@ -60,6 +66,17 @@ def _recorded(ledger: Ledger, name: str) -> Iterator[None]:
         except (ZfscaleError, OSError) as second:  # what stopped the work tells more
             error.add_note(f"and how it ended could not be recorded: {second}")
         raise
+
+
+def _check_undamaged(opened: OpenRun) -> None:
+    """Raise IntegrityError for damage that this job had no reason to mend."""
+    if opened.damage:
+        names = ", ".join(sorted({each.analysis for each in opened.damage}))
+        raise IntegrityError(
+            f"what this job asked for is done, but {len(opened.damage)} files of {names}, on which "
+            f"it rests, are damaged or missing, e.g. {opened.damage[0]}. Run the job that made "
+            "them again: it makes them anew"
+        )
 
 
 def _carry_out(view: AnalysisView, opened: OpenRun, workers: Workers, report: Report) -> None:
@@ -129,7 +146,7 @@ def _summary(job: ResolvedJob, ledger: Ledger, seconds: float) -> Summary:
     """
     states = ledger.manifest.analyses
     concerned = ledger.manifest.with_dependencies(stage.name for stage in job.stages)
-    names = [name for name in concerned if "images" in states[name].metadata]
+    names = [name for name in concerned if states[name].lists_images]
     if not names:
         over_all = [s.name for s in job.stages if s.analysis.scans_dataset]
         return Summary(job.run, states[over_all[0]].counts if over_all else Counts(), seconds)

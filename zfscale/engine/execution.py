@@ -13,7 +13,7 @@ from zfscale.engine.resolve import ResolvedJob
 from zfscale.engine.view import AnalysisView
 from zfscale.engine.worker import Executor
 from zfscale.errors import IntegrityError, NonFiniteActivations, TaskFailed
-from zfscale.records import Counts, Failure, ImageList, ImageRange, Receipt, Task
+from zfscale.records import Counts, Failure, Receipt, Task
 from zfscale.runs.ledger import Ledger
 
 COMMIT_SECONDS = 1.0
@@ -57,12 +57,12 @@ class Plan:
         """How the images of the committed tasks ended."""
         done, state = view.done, view.state
         for task in self:
-            self.images += _images(task)
+            self.images += task.image_count
             if task.id in done:
                 self.counts += state.receipt(task.id).counts
             else:
                 self.tasks_left += 1
-                self.images_left += task.size
+                self.images_left += task.image_count
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self.view.stage.analysis.plan(self.view) if self._listed is None
@@ -114,7 +114,7 @@ def execute(plan: Plan, ledger: Ledger, workers: Workers, report: Report) -> Non
             for text in result.warnings:
                 report(Note(text, Level.WARNING))
             waiting.append(result)
-            done, done_images = done + 1, done_images + task.size
+            done, done_images = done + 1, done_images + task.image_count
             counts += result.counts
             _check_finite(plan.counts + counts, plan.images)
             now = time.monotonic()
@@ -147,16 +147,11 @@ def _failure_message(name: str, failures: Sequence[Failure], done: int) -> str:
     )
 
 
-def _images(task: Task) -> int:
-    """Images that a task accounts for."""
-    return task.size if isinstance(task.images, ImageRange | ImageList) else 0
-
-
 def _check_complete(task: Task, receipt: Receipt) -> None:
     """Every image of a task must have ended somehow."""
-    if receipt.counts.images != _images(task):
+    if receipt.counts.images != task.image_count:
         raise IntegrityError(
-            f"{task} was to account for {_images(task)} images and its receipt has "
+            f"{task} was to account for {task.image_count} images and its receipt has "
             f"{receipt.counts.images}: the analysis must use up its batches"
         )
 

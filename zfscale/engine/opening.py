@@ -81,4 +81,12 @@ def _views(job: ResolvedJob, storage: Storage) -> list[AnalysisView]:
 def _planned(view: AnalysisView) -> Planned:
     analysis, stage = view.stage.analysis, view.stage
     options = analysis.options.model_dump(mode="json", by_alias=True)
-    return Planned(stage.kind, options, stage.files, stage.needs, view.metadata, analysis.fixed)
+    return Planned(
+        stage.kind,
+        options,
+        stage.files,
+        stage.needs,
+        view.metadata,
+        analysis.fixed,
+        analysis.uses_network,
+    )

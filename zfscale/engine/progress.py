@@ -39,14 +39,14 @@ class JsonLines:
 
     Progress comes at most every `EVERY` seconds, everything else at once. It says besides of how
     many `images`, at how many `images_per_second` so far, and the `seconds_left` at this rate;
-    both are null where there is no rate yet.
+    both are null where there is no rate yet, the former also where tasks read no images.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._next = 0.0
-        self._images = 0
+        self._begun = StageBegun("", 0, 0)
 
     def __call__(self, event: Event) -> None:
         """Write the event, or leave it out if it is too soon for it."""
@@ -55,32 +55,37 @@ class JsonLines:
                 return
             self._next = self._clock() + EVERY
         if isinstance(event, StageBegun):
-            self._images = event.images
+            self._begun = event
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {"time": now, "event": type(event).__name__} | asdict(event)
         if isinstance(event, Progressed):
-            record |= _pace(event, self._images)
+            record |= _pace(event, self._begun)
         print(json.dumps(record), file=self._stream, flush=True)
 
 
 class LiveLine:
-    """One line that is drawn over: stage, images done, rate, time left, quarantined."""
+    """One line that is drawn over: stage, images (or tasks) done, rate, time left, quarantined."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._bar: tqdm[Any] | None = None
+        self._counts_images = True
 
     def __call__(self, event: Event) -> None:
         """Draw the event: progress on the line, everything else above it."""
         match event:
             case StageBegun(stage, tasks, images):
                 self.close()
-                self._say(f"{stage}: {_number(images, 'image')} in {_number(tasks, 'task')}")
+                of_images = f"{_number(images, 'image')} in " if images else ""
+                self._say(f"{stage}: {of_images}{_number(tasks, 'task')}")
+                self._counts_images = bool(images)
                 self._bar = tqdm(
-                    total=images, desc=stage, unit=" images", file=self._stream, leave=False,
-                    dynamic_ncols=True, mininterval=0.2, smoothing=0.1,
+                    total=images or tasks, unit=" images" if images else " tasks", desc=stage,
+                    file=self._stream, leave=False, dynamic_ncols=True, mininterval=0.2,
+                    smoothing=0.1,
                 )  # fmt: skip
-            case Progressed(images_done=done, counts=counts) if self._bar is not None:
+            case Progressed(counts=counts) if self._bar is not None:
+                done = event.images_done if self._counts_images else event.tasks_done
                 self._bar.set_postfix_str(f"{counts.quarantined} quarantined", refresh=False)
                 self._bar.update(done - self._bar.n)
             case StageDone(stage, seconds, counts):
@@ -101,13 +106,16 @@ class LiveLine:
         tqdm.write(text, file=self._stream)
 
 
-def _pace(event: Progressed, images: int) -> dict[str, float | None]:
-    """What a reader would work out from the progress of a stage on `images` images."""
+def _pace(event: Progressed, begun: StageBegun) -> dict[str, float | None]:
+    """What a reader would work out from the progress of a stage."""
     rate = left = None
-    if event.images_done and event.seconds:
-        rate = round(event.images_done / event.seconds, 3)
-        left = round((images - event.images_done) * event.seconds / event.images_done, 1)
-    return {"images": images, "images_per_second": rate, "seconds_left": left}
+    done, of = event.images_done, begun.images
+    if not of:  # tasks that read no images
+        done, of = event.tasks_done, begun.tasks
+    if done and event.seconds:
+        left = round((of - done) * event.seconds / done, 1)
+        rate = round(done / event.seconds, 3) if begun.images else None
+    return {"images": begun.images, "images_per_second": rate, "seconds_left": left}
 
 
 def duration(seconds: float) -> str:

@@ -155,7 +155,7 @@ def _device_name(known: Manifest | None, replaced: tuple[str, ...]) -> str | Non
     """On what the results of a run were computed that this job keeps."""
     if known is None:
         return None
-    kept = any(state.tasks for name, state in known.analyses.items() if name not in replaced)
+    kept = any(state.is_computed for name, state in known.analyses.items() if name not in replaced)
     name: str | None = known.fingerprint.get("device") if kept else None
     return name
 

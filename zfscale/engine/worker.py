@@ -116,7 +116,7 @@ class Worker:
             files,
             context.images.counts(),
             time.monotonic() - started,
-            self.device_name,
+            self.device_name if stage.analysis.uses_network else "",
             tuple(context.warnings),
         )
 

@@ -29,6 +29,7 @@ class Planned:
     """An analysis that a job wants: see `AnalysisState` for the fields.
 
     Its results are `fixed` if others work on what it does, and it has no name of its own to change.
+    It depends on the fingerprint if it `uses_network`.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Planned:
     needs: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     fixed: bool = False
+    uses_network: bool = True
 
 
 class Ledger:
@@ -65,9 +67,9 @@ class Ledger:
         """Begin a run or take it up again, with the analyses of a job by name, and commit that.
 
         What analyses of the names `replaced` hold is dropped. `fingerprint` must be the same as
-        long as an analysis has committed tasks, and so must kind, options, files and needs of each
-        of them. `metadata` is added to that of the run. All are plain JSON. Raises
-        FingerprintMismatch naming what differs and the ways out.
+        long as an analysis that depends on it has committed tasks, and kind, options, files and
+        needs of each analysis as long as this one has. `metadata` is added to that of the run.
+        All are plain JSON. Raises FingerprintMismatch naming what differs and the ways out.
         """
         probe(storage)
         fingerprint = _plain(fingerprint)
@@ -75,7 +77,7 @@ class Ledger:
         now = _now()
         state = old or Manifest(0, "", run_id(fingerprint, planned), now, now)
         analyses = {n: s for n, s in state.analyses.items() if n not in replaced}
-        if any(analysis.tasks for analysis in analyses.values()):
+        if any(analysis.is_computed for analysis in analyses.values()):
             _check_fingerprint(storage, state.fingerprint, fingerprint)
         for name, wanted in planned.items():
             analyses[name] = _take_up(storage, name, analyses.get(name), wanted, command)
@@ -176,8 +178,15 @@ class Ledger:
     def _create(self, **changes: Any) -> None:
         state = replace(self.manifest, number=self.manifest.number + 1, written=_now(), **changes)
         path, data = manifests.path(state.number), manifests.encode(state)
+        try:
+            created = self.storage.create(path, data)
+        except BaseException:
+            # It may be there all the same: an interruption can come when it is just written.
+            if self.storage.exists(path) and self.storage.read(path) == data:
+                self.manifest = state
+            raise
         # A store may answer "exists" to a retry of its own: whose bytes they are tells who won.
-        if not self.storage.create(path, data) and self.storage.read(path) != data:
+        if not created and self.storage.read(path) != data:
             raise IntegrityError(
                 f"{self.storage.url}: another process is writing to this run (it created {path}); "
                 "one job at a time may: wait until it ends or stop it, then run this job again"
@@ -210,10 +219,11 @@ def _take_up(
         needs=dict(wanted.needs),
         metadata=_plain(wanted.metadata),
         command=command,
+        uses_network=wanted.uses_network,
     )
-    if old is None or not old.tasks:
+    differences = [] if old is None else list(_differences("", _settings(old), _settings(new)))
+    if old is None or (differences and not old.tasks):
         return new
-    differences = list(_differences("", _settings(old), _settings(new)))
     if differences and wanted.fixed:
         raise FingerprintMismatch(
             f"{storage.url}: the run was created from others: {'; '.join(differences)}. Go on with "
@@ -293,7 +303,7 @@ def _only(
     fingerprint: Mapping[str, Any], part: str, analyses: Mapping[str, AnalysisState]
 ) -> dict[str, Any]:
     """One part of a fingerprint, as long as a committed task vouches for it."""
-    known = part in fingerprint and any(analysis.tasks for analysis in analyses.values())
+    known = part in fingerprint and any(analysis.is_computed for analysis in analyses.values())
     return {part: fingerprint[part]} if known else {}
 
 

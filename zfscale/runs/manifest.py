@@ -47,6 +47,7 @@ class AnalysisState:
     its entry: see `receipt`. `published` are final files by path, `results` is a hash of what
     they were made from, None where nothing is published. `counts` and `seconds` are those of the
     last time it was worked on to the end; `command` is the command line that goes on with it.
+    `uses_network` says whether its results depend on the fingerprint of the run.
     """
 
     kind: str
@@ -61,8 +62,19 @@ class AnalysisState:
     seconds: float = 0.0
     error: str | None = None
     command: str | None = None
+    uses_network: bool = True
     published: Mapping[str, File] = field(default_factory=dict)
     tasks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it has committed tasks that depend on the fingerprint."""
+        return self.uses_network and bool(self.tasks)
+
+    @property
+    def lists_images(self) -> bool:
+        """Whether it has published which images there are, and how each of them ended."""
+        return any(file.table == "images" for file in self.published.values())
 
     def receipt(self, task: str) -> Receipt:
         """The receipt of a committed task. Raises KeyError for another."""
@@ -78,7 +90,8 @@ class Manifest:
     """What a run holds.
 
     `writer` is a random name of the process that wrote it, `written` the time. `fingerprint` are
-    named parts as JSON that must stay as they are while any analysis has a committed task.
+    named parts as JSON that must stay as they are while any analysis that depends on them has a
+    committed task.
     `metadata` is what run.json says of the run as a whole.
     """
 

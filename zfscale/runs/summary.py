@@ -10,9 +10,10 @@ from zfscale.runs.manifest import Manifest, State
 
 @dataclass(frozen=True, slots=True)
 class AnalysisSummary:
-    """One analysis. `state` is that of the manifest, or `outdated`; `size` counts the bytes of its
-    final files, `kept` those of its tasks; `rows` the rows of its final tables; `seconds` the time
-    of the last job that worked on it. `command` goes on with it where it is not complete.
+    """One analysis. `state` is that of the manifest, or `outdated`. `size` counts the bytes of its
+    final tables and arrays, `kept` those of all files of its tasks; `rows` the rows of its final
+    tables; `seconds` the time of the last job that worked on it. `command` goes on with it where it
+    is not complete.
     """
 
     name: str
@@ -47,7 +48,8 @@ def summarise(manifest: Manifest) -> list[AnalysisSummary]:
                 else analysis.counts,
                 rows=sum(file.rows for file in final)
                 or sum(file.rows for receipt in receipts for file in receipt.files),
-                size=sum(file.size for file in final),
+                size=sum(file.size for file in final)
+                + sum(f.size for each in receipts for f in each.files if f.table is None),
                 kept=sum(file.size for receipt in receipts for file in receipt.files),
                 seconds=analysis.seconds,
                 error=analysis.error,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from zfscale.errors import IntegrityError
-from zfscale.records import Counts, File, Status
+from zfscale.records import Counts, File, Status, published_name
 from zfscale.runs import record
 from zfscale.runs.manifest import AnalysisState, Manifest
 from zfscale.runs.tables import dataset_of
@@ -91,9 +91,9 @@ def check_accounting(storage: Storage, manifest: Manifest) -> dict[str, Counts]:
     """
     counted = {}
     for name, state in manifest.analyses.items():
-        table = state.metadata.get("images")
-        if state.results is None or table is None:
+        if not state.lists_images:
             continue
+        table = published_name("images", state.kind, name)
         paths = [file.path for file in state.published.values() if file.table == "images"]
         statuses: Counter[str] = Counter()
         if paths:

@@ -33,7 +33,6 @@ from zfscale.records import (
     Table,
     Task,
     concatenate,
-    published_name,
 )
 
 
@@ -58,11 +57,8 @@ class Scan(Analysis[Options]):
     tables = (IMAGES, FEATURES, WINNERS)
 
     def metadata(self, view: View) -> Mapping[str, Any]:
-        """The layers, and the table that lists each image once. Raises UsageError for a layer that
-        is not there.
-        """
-        layers = [asdict(layer) for layer in view.network.choose(self.options.layers)]
-        return {"layers": layers, "images": published_name(IMAGES.name, self.kind, self.name)}
+        """The layers. Raises UsageError for one that is not there."""
+        return {"layers": [asdict(each) for each in view.network.choose(self.options.layers)]}
 
     def plan(self, view: View) -> Sequence[Task]:
         """One task a range; a range with images that an earlier one has, once more without them.

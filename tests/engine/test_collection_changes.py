@@ -142,7 +142,9 @@ def test_a_damaged_index_is_made_again(spec, tmp_path) -> None:
     assert run(spec, again) == before
     assert [task.analysis for task in again.given] == ["index"]
     segment.write_bytes(b"nothing")
-    run({"run": spec["run"], "analyses": {"deconvolve": {}}}, no_work)  # it needs no index
+    # What does not read it is done, but whoever rests on it is told.
+    with pytest.raises(IntegrityError, match="files of index, on which it rests, are damaged"):
+        run({"run": spec["run"], "analyses": {"deconvolve": {}}}, no_work)
 
 
 def test_a_task_that_gives_two_results_is_caught(spec, shards, monkeypatch) -> None:

@@ -97,6 +97,23 @@ def test_a_terminal_gets_a_line_with_rate_and_quarantine() -> None:
     assert stream.getvalue().endswith("scan: done in 1 min 15 s, 3 quarantined\n")
 
 
+def test_tasks_that_read_no_images_are_counted_as_tasks() -> None:
+    stream = Terminal()
+    with shown(stream) as report:
+        report(StageBegun("index", 5, 0))
+        report(Progressed("index", 5, 0, Counts(), 2.0))
+        drawn = stream.getvalue()
+    assert "index: 5 tasks" in drawn
+    assert "tasks/s" in drawn
+    assert "image" not in drawn
+    log = io.StringIO()
+    with shown(log) as report:
+        report(StageBegun("index", 5, 0))
+        report(Progressed("index", 2, 0, Counts(), 2.0))
+    last = json.loads(log.getvalue().splitlines()[-1])
+    assert (last["images_per_second"], last["seconds_left"]) == (None, 3.0)
+
+
 def test_an_interrupt_leaves_a_clean_line() -> None:
     stream = Terminal()
 

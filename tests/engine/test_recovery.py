@@ -13,6 +13,8 @@ import pytest
 import tinyjobs
 from tinyjobs import counting, no_work, run, stopping
 
+import zfscale
+from zfscale.analyses.scan import Scan
 from zfscale.engine import publish
 from zfscale.engine.task_images import TaskImages
 from zfscale.engine.worker import Serial
@@ -113,12 +115,34 @@ def test_work_on_damaged_results_is_refused_until_their_job_mends_them(spec, cle
     second = {"run": spec["run"], "analyses": {"deconvolve": {}}}
     winners = next((tmp_path / "run/winners").glob("layer=conv2/*.parquet"))
     winners.write_bytes(winners.read_bytes()[:-8] + b"12345678")
-    with pytest.raises(IntegrityError, match="Run a job with scan again: it makes them anew"):
+    message = "Run a job with scan again: it makes them anew"
+    with pytest.raises(IntegrityError, match=message):
         run(second)
     run({**spec, "analyses": {"scan": {"top_k": 3}}}, no_work)  # from the segments
     storage = open_storage(spec["run"])
     assert find_damage(storage, manifest.load(storage)) == []
     assert run(second) == clean
+    # The results of an analysis are no worse for damage to what they were made from.
+    before = zfscale.open(spec["run"])["deconvolve"]
+    winners.write_bytes(winners.read_bytes()[:-8] + b"12345678")
+    with pytest.raises(IntegrityError, match=message):
+        run(second)
+    after = zfscale.open(spec["run"])["deconvolve"]
+    assert (after.state, after.seconds) == (State.COMPLETE, before.seconds)
+
+
+def test_a_smaller_batch_is_a_way_out_before_anything_is_computed(spec, monkeypatch) -> None:
+    """The index is there already, and does not depend on it."""
+
+    def no_memory(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scan, "run", no_memory)
+        with pytest.raises(UsageError, match="use a smaller one"):
+            run(spec)
+    assert zfscale.open(spec["run"])["index"].state == State.COMPLETE
+    run({**spec, "batch": 2})
 
 
 def test_other_settings_are_refused(spec) -> None:

@@ -135,6 +135,15 @@ def test_the_index_comes_first_and_switches_follow_each_scan() -> None:
     ]  # fmt: skip
 
 
+def test_switches_without_a_need_are_those_of_the_scan_called_scan() -> None:
+    named = {"scan": {}, "switches": {}, "deep": {"use": "scan", "layers": "conv5"}}
+    job = stages(resolved(**NEW, analyses=named))
+    assert job["switches"] == ("switches", {"scan": "scan"})
+    assert job["deep-switches"] == ("switches", {"scan": "deep"})
+    only = {"deep": {"use": "scan"}, "switches": {}}
+    assert list(stages(resolved(**NEW, analyses=only))) == ["index", "deep", "switches"]
+
+
 def test_a_need_is_served_by_the_one_of_the_kind_or_the_one_that_is_said() -> None:
     named = {"mine": {"use": "scan"}, "deconvolve": {}}
     expected = {"scan": "mine", "switches": "mine-switches"}

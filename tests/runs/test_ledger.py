@@ -118,9 +118,25 @@ def test_the_fingerprint_may_change_until_a_task_is_committed(storage, receipt):
     # A task of any analysis counts, also for a job that names only others.
     with pytest.raises(FingerprintMismatch, match="batch: 64 → 32"):
         open_ledger(storage, FINGERPRINT, other=Planned("occlusion"))
+    # One that does not use the network does not count.
+    listed = {"index": Planned("index", uses_network=False)}
+    ledger = open_ledger(storage, changed, **listed)
+    ledger.commit("index", [replace(receipt(storage, 2, name="index"), device="")])
     # Where every analysis with tasks is replaced nothing is left that could differ.
     open_ledger(storage, FINGERPRINT, ["scan"])
     assert manifests.load(storage).fingerprint["batch"] == 32
+    assert list(manifests.load(storage).analyses["index"].tasks)
+
+
+def test_a_complete_analysis_without_tasks_stays_complete(storage):
+    """The switches of a network without max pools: what rests on them must not become outdated."""
+    two = {"switches": Planned("switches"), "deconvolve": Planned("deconvolve")}
+    ledger = open_ledger(storage, **two)
+    finish(ledger, "switches", "none")
+    finish(ledger, "deconvolve", "projections", inputs={"switches": "none"})
+    manifest = open_ledger(storage, **two).manifest
+    assert manifest.analyses["switches"].state == State.COMPLETE
+    assert not manifest.is_outdated("deconvolve")
 
 
 def test_options_may_change_until_a_task_is_committed(storage, receipt):
@@ -450,6 +466,25 @@ def test_a_retried_creation_is_recognised_as_our_own(storage, receipt, monkeypat
     one = receipt(storage, 1)
     ledger.commit("scan", [one])
     assert tasks(storage) == [one]
+
+
+def test_an_interruption_of_a_commit_that_is_written_loses_nothing(storage, receipt, monkeypatch):
+    ledger = open_ledger(storage)
+    real = type(storage).create
+
+    def interrupted(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    one = receipt(storage, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(storage), "create", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.commit("scan", [one])
+    ledger.commit("scan", [one])
+    ledger.end("scan", State.INTERRUPTED, 1.0)
+    assert tasks(storage) == [one]
+    assert manifests.load(storage).analyses["scan"].state == State.INTERRUPTED
 
 
 def test_a_torn_manifest_is_skipped_and_the_next_goes_above_it(storage, receipt):

@@ -1,5 +1,7 @@
 """The summary of a run says how far each analysis came, and how to go on."""
 
+from dataclasses import replace
+
 from zfscale.records import Counts, File
 from zfscale.runs.ledger import Ledger, Planned
 from zfscale.runs.manifest import State
@@ -43,6 +45,13 @@ def test_every_analysis_in_the_order_in_which_it_was_begun(storage, receipt):
     assert (small.error, small.command) == ("the disk is full", "zfscale run job.yaml")
     assert (curves.state, curves.tasks, curves.command) == ("planned", 0, "zfscale run job.yaml")
     assert (wide.state, wide.command) == ("complete", None)
+
+    # Parts of arrays are written by tasks, and stay where they are.
+    block = File("maps.zarr/conv1/c/0", SHA, 1000)
+    ledger.start("curves", {"scan": "scan 1"})
+    ledger.commit("curves", [replace(receipt(storage, 4, name="curves"), files=(block,))])
+    ledger.publish("curves", [File("maps.zarr/conv1/zarr.json", SHA, 7)], "curves 1", Counts())
+    assert summarise(ledger.manifest)[3].size == 1007
 
     ledger.publish("scan", files, "scan 2", Counts(6, 5, 1))
     _, wide, small, _ = summarise(ledger.manifest)

@@ -146,7 +146,7 @@ def _summary(job: ResolvedJob, ledger: Ledger, seconds: float) -> Summary:
     """
     states = ledger.manifest.analyses
     concerned = ledger.manifest.with_dependencies(stage.name for stage in job.stages)
-    names = [name for name in concerned if states[name].lists_images]
+    names = [name for name in concerned if states[name].images]
     if not names:
         over_all = [s.name for s in job.stages if s.analysis.scans_dataset]
         return Summary(job.run, states[over_all[0]].counts if over_all else Counts(), seconds)

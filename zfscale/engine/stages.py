@@ -136,10 +136,17 @@ def _is_brought(
     entries: Mapping[str, Mapping[str, Any]],
     kinds: Mapping[str, type[Analysis[Any]]],
 ) -> bool:
-    """Whether the job itself names an analysis of `kind` that works on the one called `name`."""
+    """Whether the job itself names an analysis of `kind` that works on the one called `name`.
+
+    One that does not say on which works on that which is called like its kind, or the only one.
+    """
+    needed = kinds[name].kind
+    alike = [other for other in entries if kinds[other].kind == needed]
+    default = needed if needed in alike or len(alike) > 1 else name
     for other, given in entries.items():
         needs = given.get("needs")
-        if kinds[other].kind == kind and (not isinstance(needs, dict) or name in needs.values()):
+        on = needs.values() if isinstance(needs, dict) else [default]
+        if kinds[other].kind == kind and name in on:
             return True
     return False
 

@@ -59,7 +59,8 @@ def _table(storage: Storage, name: str, paths: list[str], batch_rows: int) -> st
     dataset = dataset_of(storage, paths)
     metadata = dataset.schema.metadata
     identity = json.loads(metadata[b"zfscale.identity"])
-    lists_images = {"status", "reason"} <= set(dataset.schema.names)
+    # `images` of a scan, whatever the scan is called.
+    lists_images = name.endswith("images") and "status" in dataset.schema.names
     kept = ds.field("status") == Status.OK.value if lists_images else None
     total, rows = 0, 0
     for batch in dataset.to_batches(columns=identity, filter=kept, batch_size=batch_rows):

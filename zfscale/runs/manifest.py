@@ -72,9 +72,10 @@ class AnalysisState:
         return self.uses_network and bool(self.tasks)
 
     @property
-    def lists_images(self) -> bool:
-        """Whether it has published which images there are, and how each of them ended."""
-        return any(file.table == "images" for file in self.published.values())
+    def images(self) -> str | None:
+        """The name in the run of its table that lists each image once, with how it ended."""
+        name = self.metadata.get("images")
+        return name if isinstance(name, str) else None
 
     def receipt(self, task: str) -> Receipt:
         """The receipt of a committed task. Raises KeyError for another."""

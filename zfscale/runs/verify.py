@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from zfscale.errors import IntegrityError
-from zfscale.records import Counts, File, Status, published_name
+from zfscale.records import Counts, File, Status
 from zfscale.runs import record
 from zfscale.runs.manifest import AnalysisState, Manifest
 from zfscale.runs.tables import dataset_of
@@ -91,9 +91,8 @@ def check_accounting(storage: Storage, manifest: Manifest) -> dict[str, Counts]:
     """
     counted = {}
     for name, state in manifest.analyses.items():
-        if not state.lists_images:
+        if state.results is None or state.images is None:
             continue
-        table = published_name("images", state.kind, name)
         paths = [file.path for file in state.published.values() if file.table == "images"]
         statuses: Counter[str] = Counter()
         if paths:
@@ -102,7 +101,7 @@ def check_accounting(storage: Storage, manifest: Manifest) -> dict[str, Counts]:
         expected = {status.value: getattr(state.counts, status) for status in Status}
         if statuses != Counter(expected):
             raise IntegrityError(
-                f"{storage.url}: {name} counted {expected}, its table {table} holds "
+                f"{storage.url}: {name} counted {expected}, its table {state.images} holds "
                 f"{dict(statuses)}; run the job again to derive the table anew"
             )
         counted[name] = state.counts

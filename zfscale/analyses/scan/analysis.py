@@ -33,6 +33,7 @@ from zfscale.records import (
     Table,
     Task,
     concatenate,
+    published_name,
 )
 
 
@@ -57,8 +58,11 @@ class Scan(Analysis[Options]):
     tables = (IMAGES, FEATURES, WINNERS)
 
     def metadata(self, view: View) -> Mapping[str, Any]:
-        """The layers. Raises UsageError for one that is not there."""
-        return {"layers": [asdict(each) for each in view.network.choose(self.options.layers)]}
+        """The layers, and the table that lists each image once. Raises UsageError for a layer that
+        is not there.
+        """
+        layers = [asdict(layer) for layer in view.network.choose(self.options.layers)]
+        return {"layers": layers, "images": published_name(IMAGES.name, self.kind, self.name)}
 
     def plan(self, view: View) -> Sequence[Task]:
         """One task a range; a range with images that an earlier one has, once more without them.

@@ -62,10 +62,10 @@ def run(
         raise UsageError("--serial and --address contradict each other: give one of them")
     # `workers` and `max_quarantined`
     overrides += tuple(f"{key}={value}" for key, value in shorthands.items() if value is not None)
+    command = job_command(job_file, overrides, address, serial)
     wanted = job.load(job_file, overrides)
     from zfscale.engine import driver, progress, resolve
 
-    command = job_command(job_file, overrides, address, serial)
     with resumable(command), progress.shown(sys.stderr, as_json) as report:
         machine = _machine_of(address) if address else resolve.local_machine
         resolved = resolve.resolve(wanted, machine, replaced, command)

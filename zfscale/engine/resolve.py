@@ -94,10 +94,10 @@ def resolve(
     `machine` is asked for device and cores if the job or its run leave them open. Raises
     UsageError naming the key, the value and what was expected.
     """
-    run = files.canonical(job.run)
-    known, _ = manifests.latest(open_storage(run))
+    job = _located(job)
+    known, _ = manifests.latest(open_storage(job.run))
     job = _with_memory(job, known)
-    images = tuple(files.canonical(place) for place in job.images)
+    run, images = job.run, job.images
     for place in images:
         if f"{run}/".startswith(f"{place}/") or place.startswith(f"{run}/"):
             raise UsageError(f"run: {run} and the images at {place} lie one inside the other")
@@ -109,7 +109,7 @@ def resolve(
     if unknown:
         have = ", ".join(known.analyses) if known else "none"
         raise UsageError(f"--replace {unknown[0]}: {run} has no such analysis; it has {have}")
-    stages = choose_stages(job, images, known, replaced)
+    stages = choose_stages(job, known, replaced)
     if not any(stage.kind == "index" for stage in stages):
         _check_same_images(run, images, known)
     is_asked = job.device == "auto" or job.threads_per_worker is None
@@ -124,10 +124,10 @@ def resolve(
     return ResolvedJob(
         run=run,
         model=job.model,
-        weights=_place(job.weights),
+        weights=job.weights,
         images=images,
         format=job.format,
-        classes=_place(job.classes),
+        classes=job.classes,
         batch=job.batch,
         device=device,
         workers=None if job.workers == "auto" else job.workers,
@@ -139,6 +139,19 @@ def resolve(
         replaced=replaced,
         command=command,
     )
+
+
+def _located(job: Job) -> Job:
+    """The job with its places as everybody else will find them; seeds stay as they are."""
+    single = {"run": job.run, "weights": job.weights, "classes": job.classes}
+    places: dict[str, Any] = {
+        key: files.canonical(place)
+        for key, place in single.items()
+        if place is not None and not place.startswith("seed:")
+    }
+    if job.images:
+        places["images"] = tuple(files.canonical(place) for place in job.images)
+    return job.model_copy(update=places)
 
 
 def _with_memory(job: Job, known: Manifest | None) -> Job:
@@ -168,8 +181,3 @@ def _check_same_images(run: str, images: tuple[str, ...], known: Manifest | None
             f"images: {run} is of the images {', '.join(indexed) or 'of no place'}; leave images "
             "out of a job that does not scan"
         )
-
-
-def _place(value: str | None) -> str | None:
-    """A file as everybody else will find it; None and seeds as they are."""
-    return value if value is None or value.startswith("seed:") else files.canonical(value)

@@ -62,9 +62,7 @@ class Stage:
         return replace(block, array=self.located(block.array))
 
 
-def choose_stages(
-    job: Job, images: tuple[str, ...], known: Manifest | None, replaced: tuple[str, ...]
-) -> tuple[Stage, ...]:
+def choose_stages(job: Job, known: Manifest | None, replaced: tuple[str, ...]) -> tuple[Stage, ...]:
     """The analyses of the job in their order, with those that they bring or that come first."""
     entries = {name: dict(given) for name, given in job.analyses.items()}
     for name in entries:
@@ -80,9 +78,9 @@ def choose_stages(
                 entries = _inserted(entries, place, own, {"needs": {kinds[name].kind: name}})
                 kinds[own] = analyses.load(kind)
     if any("index" in kind.needs for kind in kinds.values()):
-        if not images:
+        if not job.images:
             raise UsageError(f"images: missing, and no run at {job.run} knows them")
-        given = {"images": images, "format": job.format}
+        given = {"images": job.images, "format": job.format}
         entries, kinds = {"index": given} | entries, {"index": analyses.load("index")} | kinds
     depends = {} if known is None else {
         name: (state.kind, dict(state.needs)) for name, state in known.analyses.items()

@@ -64,8 +64,8 @@ class Collection:
 class AnalysisView:
     """The `View` of one analysis.
 
-    `manifest` is replaced by the driver at every commit. `warnings` are sentences for whoever runs
-    the job. `lost` are tasks whose files are damaged.
+    `manifest` is that of the last time when tasks were planned or results published. `warnings`
+    are sentences for whoever runs the job. `lost` are tasks whose files are damaged.
     """
 
     def __init__(

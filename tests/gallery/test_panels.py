@@ -200,8 +200,7 @@ def test_what_is_taken_or_missing_is_refused(
         "def pages(site):\n    yield {}['nothing']\n",
         "def overview_panel(site):\n    return {}['nothing']\n",
         "def image_panels(site):\n    yield {}['nothing']\n",
-        "TEMPLATES = {'p.html': '{{ nothing }}'}\ndef overview_panel(site):\n"
-         "    return Panel('t', 'p.html', {})\n",
+        "TEMPLATES = {'p': '{{nothing}}'}\ndef pages(site):\n    yield Page('a', 'p', {})\n",
     ],
 )
 def test_an_error_of_a_package_names_it(

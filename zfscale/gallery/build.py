@@ -51,9 +51,10 @@ class Gallery:
 
     def __init__(self, results: Results) -> None:
         site = load_site(results)
-        found = sources(site)
-        self.site = with_images(site, {image for source in found for image in source.images()})
-        self._sources = [source.on(self.site) for source in found]
+        without_images = sources(site)
+        others = {image for source in without_images for image in source.images()}
+        self.site = with_images(site, others)
+        self._sources = [source.on(self.site) for source in without_images]
         self._panels: defaultdict[str, list[tuple[Source, Panel]]] = defaultdict(list)
         self._files_of_panels = 0
         for source in self._sources:

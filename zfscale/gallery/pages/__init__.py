@@ -102,16 +102,16 @@ class PageModule:
     @cached_property
     def templates(self) -> Mapping[str, str]:
         """Its own templates by name."""
-        given: Mapping[str, str] | str = getattr(self.functions, "TEMPLATES", {})
-        if not isinstance(given, str):
-            return given
+        templates: Mapping[str, str] | str = getattr(self.functions, "TEMPLATES", {})
+        if not isinstance(templates, str):
+            return templates
         package = self.functions.__spec__.parent
         # A module that is in no package lies beside its folder on the disk.
         beside = resources.files(package) if package else Path(self.functions.__file__).parent
         try:
             return {
                 each.name: each.read_text(encoding="utf-8")
-                for each in (beside / given).iterdir()
+                for each in (beside / templates).iterdir()
                 if each.is_file()
             }
         except OSError as error:

@@ -57,6 +57,8 @@ def chapters(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A gallery with all chapters; few winners, so that most images are shown by these alone."""
     classes = ["cat", "dog", HOSTILE]
     run = make["write_run"](tmp_path_factory.mktemp("sweeps"), classes=classes, k=2)
+    layer = make["Spec"]("conv2", field=23, size=4, stride=8)
+    make["add_scan"](run, (layer,), name="deep", deconvolve="deep-projections", k=2)
     sweeps["occlusion"](run, extra=(1,))
     sweeps["invariance"](run)
     sweeps["correspondence"](run)
@@ -188,7 +190,7 @@ def test_chapters_show_all_their_pictures(page: "api.Page", chapters: str) -> No
     first = occluded(page, chapters)[0].removeprefix(f"{chapters}/")
     pictures = {
         # Montages of the living features; images and maps; one image in an SVG.
-        "index.html": 2 * 6 + 2 * 5 + 1,
+        "index.html": 2 * 6 + 2 * 4 + 2 * 5 + 1,
         "occlusion/index.html": 2 * 5,
         first: 1 + 4 + 1 + 2,  # the image, its maps, its projection, the feature's two montages
         "invariance.html": 5,
@@ -246,6 +248,41 @@ def test_maps_and_images_by_keyboard(page: "api.Page", chapters: str) -> None:
     page.wait_for_url(f"{chapters}/occlusion/index.html#i*")
     page.keyboard.press("u")
     page.wait_for_url(f"{chapters}/index.html")
+
+
+def test_pages_of_images(page: "api.Page", chapters: str) -> None:
+    """By keyboard from one to the next; all their pictures are there, on small windows too."""
+    page.goto(f"{chapters}/deep/features/conv2/0001.html")
+    page.locator(".winners .key a").first.click()
+    page.wait_for_url(f"{chapters}/images/*.html")
+    page.locator(".wins a").first.click()
+    page.wait_for_url(f"{chapters}/**/features/*/*.html")
+    page.goto(occluded(page, chapters)[0])
+    page.locator("a.link[href*='images/']").click()
+    page.wait_for_url(f"{chapters}/images/*.html")
+    assert page.evaluate(BROKEN)[1] == []
+    assert "owned" not in page.title()
+    first = page.url
+    page.keyboard.press("j")
+    page.wait_for_url(lambda url: url != first and "/images/" in url)
+    page.keyboard.press("k")
+    page.wait_for_url(first)
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_the_search_leads_into_every_scan(page: "api.Page", chapters: str) -> None:
+    page.goto(f"{chapters}/index.html")
+    page.keyboard.press("/")
+    page.keyboard.type("conv2 1")
+    assert page.locator("#matches [role=option]").count() == 2
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{chapters}/deep/features/conv2/0001.html")
+    page.keyboard.press("/")
+    page.keyboard.type("deep")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{chapters}/index.html#scan-deep")
 
 
 def test_a_curve_stands_out_with_its_image(page: "api.Page", chapters: str) -> None:

@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = [Picture(f"picture-{i:02d}", i % 3, make["png"](i)) for i in range(20)]
     folder = tmp_path_factory.mktemp("images")
     run = write_run(folder, layers, pictures, ["cat", "dog", "owl"], k=3)
-    make["add_scan"](run, layers[:1], name="deep", k=3)
+    make["add_scan"](run, layers[:1], name="deep", deconvolve=None, k=3)
     for name in ("occlusion", "invariance", "correspondence"):
         sweeps[name](run)
     build(str(run))

@@ -343,11 +343,12 @@ def _layer(
     frame = scan.winners[scan.winners["layer"] == layer.name]
     frame = frame.sort_values(["feature", "rank"])
     winners: dict[int, list[Winner]] = {}
-    rows: Iterable[Any] = frame.itertuples(index=False)
-    for row, box in zip(rows, boxes(frame), strict=True):
+    of_winners: Iterable[Any] = frame.itertuples(index=False)
+    for row, box in zip(of_winners, boxes(frame), strict=True):
         winners.setdefault(int(row.feature), []).append(_winner(results, row, box))
     table = scan.features
-    rows = table[table["layer"] == layer.name].sort_values("feature").itertuples(index=False)
+    table = table[table["layer"] == layer.name].sort_values("feature")
+    rows: Iterable[Any] = table.itertuples(index=False)
     features = tuple(_feature(results, row, winners.get(int(row.feature), [])) for row in rows)
     box = next((w.box for f in features for w in f.winners if w.box is not None), None)
     size = results.preprocessing.crop if box is None else (box.y1 - box.y0, box.x1 - box.x0)

@@ -102,7 +102,7 @@ function show() {
   if (!entries.length && box.value.trim()) {
     const none = document.createElement("li");
     none.className = "none";
-    none.textContent = "Nothing matches. Try a layer, a number or a class.";
+    none.textContent = "Nothing found. Try a layer, a number or a class.";
     matches.append(none);
   }
   matches.hidden = !box.value.trim();

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from PIL import Image
 
 from zfscale.analyses.deconvolve import Deconvolve
@@ -95,18 +97,53 @@ def write_run(
     options = {"images": [str(store)], "format": None}
     add_analysis(run, "index", options=options, metadata={"classes": classes})
 
+    add_scan(run, layers, images, k, dead, state=state, error=error)
+    return run
+
+
+def add_scan(
+    run: Path,
+    layers: tuple[Spec, ...],
+    images: pa.Table | None = None,
+    k: int = 9,
+    dead: int | None = None,
+    name: str = "scan",
+    deconvolve: str | None = "deconvolve",
+    state: State = State.COMPLETE,
+    error: str | None = None,
+) -> None:
+    """Add a scan to a run, with its switches and its deconvolution, under the names given.
+
+    `images` is its table; without it, that of the scan called `scan`. Each scan has other winners.
+    """
+    if images is None:
+        images = pa.concat_tables(
+            pq.read_table(path) for path in sorted((run / "images").rglob("*.parquet"))
+        )
+        images = images.drop_columns("run_id")
+    accepted = images.filter(pc.equal(images["status"], "ok"))
+    ids = accepted["id"].to_pylist()
+    pictures = [
+        Picture(key, label, b"")
+        for key, label in zip(
+            accepted["key"].to_pylist(), accepted["label"].to_pylist(), strict=True
+        )
+    ]
+
     def rows() -> Iterator[tuple[Table, Columns]]:
         yield IMAGES, _typed(IMAGES, images)
         for spec in layers:
-            rng = np.random.default_rng(len(spec.name) + spec.features)
+            seed = len(spec.name) + spec.features + (0 if name == "scan" else len(name))
+            rng = np.random.default_rng(seed)
             winners = _winners(rng, spec, pictures, ids, min(k, len(pictures)))
             yield WINNERS, _typed(WINNERS, winners)
             yield FEATURES, _typed(FEATURES, _features(rng, spec, winners, dead))
 
     add_analysis(
         run,
-        "scan",
+        name,
         rows(),
+        kind="scan",
         options=Scan.Options(top_k=k).model_dump(mode="json"),
         needs={"index": "index"},
         metadata={"layers": [_layer(spec) for spec in layers], "images": "images"},
@@ -114,16 +151,17 @@ def write_run(
         state=state,
         error=error,
     )
-    if state == State.COMPLETE:
-        add_analysis(run, "switches", needs={"scan": "scan"})
+    if state == State.COMPLETE and deconvolve is not None:
+        switches = "switches" if name == "scan" else f"{name}-switches"
+        add_analysis(run, switches, kind="switches", needs={"scan": name})
         add_analysis(
             run,
-            "deconvolve",
+            deconvolve,
+            kind="deconvolve",
             blocks=(block for spec in layers for block in _projections(spec, k)),
             options=Deconvolve.Options().model_dump(mode="json"),
-            needs={"scan": "scan", "switches": "switches"},
+            needs={"scan": name, "switches": switches},
         )
-    return run
 
 
 def add_analysis(

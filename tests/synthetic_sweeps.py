@@ -34,10 +34,11 @@ def publish(
     parts: Sequence[tuple[Table, Rows]],
     kind: str | None = None,
     options: Mapping[str, Any] | None = None,
+    scan: str = "scan",
 ) -> None:
-    """Add an analysis that works on the scan: the rows of its tables, in the order given."""
+    """Add an analysis that works on a scan: the rows of its tables, in the order given."""
     rows = [(table, columns_of(table, part)) for table, part in parts]
-    add_analysis(run, name, rows, kind=kind, options=options, needs={"scan": "scan"})
+    add_analysis(run, name, rows, kind=kind, options=options, needs={"scan": scan})
 
 
 def images(run: Path) -> Rows:
@@ -61,22 +62,23 @@ def occlusion(
     layer: str = "conv2",
     grid: tuple[int, int] = (7, 6),
     pieces: int = 1,
-    further: tuple[int, ...] = (),
+    extra: tuple[int, ...] = (),
     projected: bool = True,
     absent: tuple[int, ...] = (),
     value: Any = "mean",
     name: str = "occlusion",
+    scan: str = "scan",
 ) -> None:
     """Maps of the first images: a pit about one place in each. `pieces` cuts each image's rows
     into parts that are written in the opposite order; `classes` None: the network has none;
-    `further` features have the same map, doubled; `projected` units are brighter the lower a pixel
+    `extra` features have the same map, doubled; `projected` units are brighter the lower a pixel
     is; rows of the grid in `absent` are not in the table; `value` is the occluder's colour."""
     occluder, stride = (8, 10), (4, 5)
-    facts: Rows = []
+    occluded: Rows = []
     parts: list[Rows] = [[] for _ in range(pieces)]
     for number, image in enumerate(images(run)[:count]):
         target = None if classes is None else (image["label"] or 0)
-        facts.append({
+        occluded.append({
             **image, "target": target, "predicted": target,
             "probability": None if classes is None else 0.9, "layer": layer, "feature": number % 3,
             "total": 120.5, "y": 1, "x": 2, "y0": 5, "x0": 13, "y1": 28, "x1": 36,
@@ -94,21 +96,21 @@ def occlusion(
                 "probability": None if classes is None else 0.9 - 0.8 * near,
                 "predicted": (target + 1) % (classes or 1) if other else target,
             })  # fmt: skip
-    written = [(IMAGES, facts), *((POSITIONS, part) for part in parts[::-1])]
+    written = [(IMAGES, occluded), *((POSITIONS, part) for part in parts[::-1])]
     if projected:
         seen = np.repeat(np.linspace(-1, 1, 23), 19 * 3).astype(np.float32)
         box = {"y0": 5, "x0": 13, "height": 23, "width": 19, "projection": seen}
-        written.append((PROJECTIONS, [{**fact, **box} for fact in facts]))
-    if further:
+        written.append((PROJECTIONS, [{**image, **box} for image in occluded]))
+    if extra:
         doubled = [
             {**row, "feature": feature, "activation": 2 * row["activation"], "unoccluded": 241.0}
             for part in parts
             for row in part
-            for feature in further
+            for feature in extra
         ]
         written.append((FEATURES, doubled))
-    options = Occlusion.Options(layer=layer, features=further, value=value)
-    publish(run, name, written, "occlusion", options.model_dump(mode="json"))
+    options = Occlusion.Options(layer=layer, features=extra, value=value)
+    publish(run, name, written, "occlusion", options.model_dump(mode="json"), scan)
 
 
 def invariance(
@@ -117,6 +119,7 @@ def invariance(
     classes: int | None = 3,
     layers: tuple[str, ...] = ("conv1", "conv2"),
     name: str = "invariance",
+    scan: str = "scan",
 ) -> None:
     """Distances that grow with the amount, each image at its own rate."""
     amounts = {"vertical": (-4, 0, 4), "scale": (1, 1.4, 1.8), "rotation": (0, 90, 180, 270)}
@@ -139,7 +142,7 @@ def invariance(
         for layer, rate in zip(layers, (number + 1.0, 0.1 * (number + 1)), strict=False)
     ]
     options = Invariance.Options().model_dump(mode="json")
-    publish(run, name, [(INVARIANCE, rows)], "invariance", options)
+    publish(run, name, [(INVARIANCE, rows)], "invariance", options, scan)
 
 
 def correspondence(
@@ -147,6 +150,7 @@ def correspondence(
     count: int = 5,
     parts: tuple[str, ...] = ("left eye", "nose"),
     name: str = "correspondence",
+    scan: str = "scan",
 ) -> None:
     """Two layers, and boxes of two parts with two random draws each."""
     layers = ("conv1", "conv2")
@@ -171,4 +175,4 @@ def correspondence(
                 })  # fmt: skip
     options = Correspondence.Options().model_dump(mode="json")
     written = [(CORRESPONDENCE, rows), (OCCLUDERS, boxes)]
-    publish(run, name, written, "correspondence", options)
+    publish(run, name, written, "correspondence", options, scan)

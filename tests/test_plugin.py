@@ -80,7 +80,6 @@ def test_its_table_is_there_for_pandas_and_in_the_results(run: Path) -> None:
         pixels = results.image(row.image_id).astype(np.float64)
         assert row.brightness == pytest.approx(pixels.mean() / 255, rel=1e-12)
         assert row.predicted == images.loc[row.image_id, "predicted"]
-        assert row.key == images.loc[row.image_id, "key"]
     chosen = whole[whole["image_id"].isin(toy["image_id"])]
     mine, theirs = (frame.sort_values("image_id", ignore_index=True) for frame in (toy, chosen))
     pd.testing.assert_frame_equal(mine, theirs)
@@ -94,6 +93,13 @@ def test_its_page_is_in_the_gallery(site: Path, run: Path) -> None:
         for row in zfscale.open(str(run))[name].table().groupby("predicted").size().items():
             assert "<td>{}<td>{}\n".format(*row) in text
     assert "<h1>Brightness: toy</h1>" in (run / "gallery" / "toy.html").read_text()
+    shown = set()
+    for row in zfscale.open(str(run))["brightness"].table().itertuples():
+        page = run / "gallery" / "images" / f"{row.image_id}.html"
+        if page.exists():
+            assert f"{row.brightness:.3f}" in page.read_text()
+            shown.add(row.image_id)
+    assert shown == set(zfscale.open(str(run)).winners["image_id"])
 
 
 def test_its_options_are_in_the_schema_and_checked(site: Path, run: Path) -> None:

@@ -53,19 +53,21 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory) -> str:
+def chapters(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A gallery with all chapters; few winners, so that most images are shown by these alone."""
     classes = ["cat", "dog", HOSTILE]
-    run = make["write_run"](tmp_path_factory.mktemp("book"), classes=classes, k=2)
-    sweeps["occlusion"](run, further=(1,))
+    run = make["write_run"](tmp_path_factory.mktemp("sweeps"), classes=classes, k=2)
+    layer = make["Spec"]("conv2", field=23, size=4, stride=8)
+    make["add_scan"](run, (layer,), name="deep", deconvolve="deep-projections", k=2)
+    sweeps["occlusion"](run, extra=(1,))
     sweeps["invariance"](run)
     sweeps["correspondence"](run)
     return "file://" + build(str(run)).removesuffix("/index.html")
 
 
-def occluded(page: "api.Page", book: str) -> list[str]:
+def occluded(page: "api.Page", chapters: str) -> list[str]:
     """The pages of the occluded images, from their index."""
-    page.goto(f"{book}/occlusion/index.html")
+    page.goto(f"{chapters}/occlusion/index.html")
     links = page.locator("a.cell").evaluate_all("cells => cells.map((cell) => cell.href)")
     assert len(links) == 5
     return links
@@ -164,16 +166,16 @@ def test_search(page: "api.Page", gallery: str) -> None:
     page.goto(f"{gallery}/index.html")
     page.keyboard.press("/")
     page.keyboard.type("dog")
-    notes = page.locator("#found [role=option] span").all_inner_texts()
+    notes = page.locator("#matches [role=option] span").all_inner_texts()
     assert notes
     assert set(notes) == {"dog"}
     page.locator("#search").fill("<img src=x")
-    assert page.locator("#found [role=option]").count() > 0
-    assert page.locator("#found img").count() == 0
+    assert page.locator("#matches [role=option]").count() > 0
+    assert page.locator("#matches img").count() == 0
     page.locator("#search").fill("nowhere")
-    assert "Nothing found" in page.locator("#found").inner_text()
+    assert "Nothing found" in page.locator("#matches").inner_text()
     page.keyboard.press("Escape")
-    assert page.locator("#found").is_hidden()
+    assert page.locator("#matches").is_hidden()
 
 
 @pytest.mark.parametrize("width", [400, 3840])
@@ -184,24 +186,24 @@ def test_fits_the_window(page: "api.Page", gallery: str, width: int) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_chapters_show_all_their_pictures(page: "api.Page", book: str) -> None:
-    first = occluded(page, book)[0].removeprefix(f"{book}/")
+def test_chapters_show_all_their_pictures(page: "api.Page", chapters: str) -> None:
+    first = occluded(page, chapters)[0].removeprefix(f"{chapters}/")
     pictures = {
         # Montages of the living features; images and maps; one image in an SVG.
-        "index.html": 2 * 6 + 2 * 5 + 1,
+        "index.html": 2 * 6 + 2 * 4 + 2 * 5 + 1,
         "occlusion/index.html": 2 * 5,
         first: 1 + 4 + 1 + 2,  # the image, its maps, its projection, the feature's two montages
         "invariance.html": 5,
         "correspondence.html": 5,
     }
     for address, count in pictures.items():
-        page.goto(f"{book}/{address}")
+        page.goto(f"{chapters}/{address}")
         assert page.evaluate(BROKEN) == [count, []]
         assert "owned" not in page.title()
 
 
-def test_the_value_under_the_pointer(page: "api.Page", book: str) -> None:
-    page.goto(occluded(page, book)[0])
+def test_the_value_under_the_pointer(page: "api.Page", chapters: str) -> None:
+    page.goto(occluded(page, chapters)[0])
     readouts = page.locator(".now")
     assert readouts.all_inner_texts() == [""] * 4
     panel = page.locator("svg.map").first
@@ -230,8 +232,8 @@ def test_the_value_under_the_pointer(page: "api.Page", book: str) -> None:
     assert page.locator("svg.map .cursor:visible").count() == 0
 
 
-def test_maps_and_images_by_keyboard(page: "api.Page", book: str) -> None:
-    pages = occluded(page, book)
+def test_maps_and_images_by_keyboard(page: "api.Page", chapters: str) -> None:
+    pages = occluded(page, chapters)
     page.goto(pages[0])
     for key, address in (("j", pages[1]), ("ArrowRight", pages[2]), ("k", pages[1])):
         page.keyboard.press(key)
@@ -243,37 +245,72 @@ def test_maps_and_images_by_keyboard(page: "api.Page", book: str) -> None:
     assert "" not in page.locator(".now").all_inner_texts()
     page.keyboard.press("Tab")
     page.keyboard.press("u")
-    page.wait_for_url(f"{book}/occlusion/index.html#i*")
+    page.wait_for_url(f"{chapters}/occlusion/index.html#i*")
     page.keyboard.press("u")
-    page.wait_for_url(f"{book}/index.html")
+    page.wait_for_url(f"{chapters}/index.html")
 
 
-def test_a_curve_stands_out_with_its_image(page: "api.Page", book: str) -> None:
-    page.goto(f"{book}/invariance.html")
-    page.locator(".drawn li").nth(2).hover()
+def test_pages_of_images(page: "api.Page", chapters: str) -> None:
+    """By keyboard from one to the next; all their pictures are there, on small windows too."""
+    page.goto(f"{chapters}/deep/features/conv2/0001.html")
+    page.locator(".winners .key a").first.click()
+    page.wait_for_url(f"{chapters}/images/*.html")
+    page.locator(".wins a").first.click()
+    page.wait_for_url(f"{chapters}/**/features/*/*.html")
+    page.goto(occluded(page, chapters)[0])
+    page.locator("a.link[href*='images/']").click()
+    page.wait_for_url(f"{chapters}/images/*.html")
+    assert page.evaluate(BROKEN)[1] == []
+    assert "owned" not in page.title()
+    first = page.url
+    page.keyboard.press("j")
+    page.wait_for_url(lambda url: url != first and "/images/" in url)
+    page.keyboard.press("k")
+    page.wait_for_url(first)
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_the_search_leads_into_every_scan(page: "api.Page", chapters: str) -> None:
+    page.goto(f"{chapters}/index.html")
+    page.keyboard.press("/")
+    page.keyboard.type("conv2 1")
+    assert page.locator("#matches [role=option]").count() == 2
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{chapters}/deep/features/conv2/0001.html")
+    page.keyboard.press("/")
+    page.keyboard.type("deep")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{chapters}/index.html#scan-deep")
+
+
+def test_a_curve_stands_out_with_its_image(page: "api.Page", chapters: str) -> None:
+    page.goto(f"{chapters}/invariance.html")
+    page.locator(".drawn a").nth(2).hover()
     lit = page.locator(".curve.lit").evaluate_all("all => all.map((x) => x.dataset.image)")
     assert lit == ["2"] * 15
-    page.locator(".drawn li").nth(3).focus()
+    page.locator(".drawn a").nth(3).focus()
     page.mouse.move(1, 1)
     lit = page.locator(".curve.lit").evaluate_all("all => all.map((x) => x.dataset.image)")
     assert lit == ["3"] * 15
 
 
-def test_search_finds_chapters(page: "api.Page", book: str) -> None:
-    page.goto(f"{book}/invariance.html")
+def test_search_finds_chapters(page: "api.Page", chapters: str) -> None:
+    page.goto(f"{chapters}/invariance.html")
     page.keyboard.press("/")
     page.keyboard.type("Occl")
     page.keyboard.press("Enter")
-    page.wait_for_url(f"{book}/occlusion/index.html")
+    page.wait_for_url(f"{chapters}/occlusion/index.html")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200, 3840])
-def test_chapters_fit_the_window(page: "api.Page", book: str, width: int, scheme: str) -> None:
+def test_chapters_fit_the_window(page: "api.Page", chapters: str, width: int, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})
-    first = occluded(page, book)[0].removeprefix(f"{book}/")
+    first = occluded(page, chapters)[0].removeprefix(f"{chapters}/")
     addresses = ("index.html", "occlusion/index.html", "invariance.html", "correspondence.html")
     for address in (*addresses, first):
-        page.goto(f"{book}/{address}")
+        page.goto(f"{chapters}/{address}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width

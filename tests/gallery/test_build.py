@@ -49,6 +49,8 @@ def test_every_layer_and_feature_has_its_page_at_a_stable_address(run: Path) -> 
     gallery = run / "gallery"
     pages = {str(path.relative_to(gallery)) for path in gallery.rglob("*.html")}
     expected = {"index.html"}
+    winners = results.Results(str(run)).winners["image_id"].unique()
+    expected |= {f"images/{identity}.html" for identity in winners}
     for spec in LAYERS:
         expected.add(f"layers/{spec.name}.html")
         expected |= {f"features/{spec.name}/{n:04d}.html" for n in range(spec.features)}

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from zfscale.gallery.colours import CLASSES, HEAT, MISSING, OTHER, heat, rgb
+from zfscale.gallery.colours import CLASSES, MISSING, OTHER, SCALE, on_scale, rgb
 
 
 def lab(colour: tuple[int, int, int]) -> np.ndarray:
@@ -18,15 +18,15 @@ def lab(colour: tuple[int, int, int]) -> np.ndarray:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-def test_heat_runs_through_its_anchors() -> None:
-    values = np.linspace(-3, 6, len(HEAT))
-    assert [tuple(pixel) for pixel in heat(values, -3, 6)] == [rgb(colour) for colour in HEAT]
-    between = heat(np.array([[-2.5]]), -3, 6)[0, 0]  # half way to the second anchor
-    np.testing.assert_allclose(between, np.mean([rgb(HEAT[0]), rgb(HEAT[1])], axis=0), atol=0.51)
+def test_the_scale_runs_through_its_anchors() -> None:
+    values = np.linspace(-3, 6, len(SCALE))
+    assert [tuple(pixel) for pixel in on_scale(values, -3, 6)] == [rgb(colour) for colour in SCALE]
+    between = on_scale(np.array([[-2.5]]), -3, 6)[0, 0]  # half way to the second anchor
+    np.testing.assert_allclose(between, np.mean([rgb(SCALE[0]), rgb(SCALE[1])], axis=0), atol=0.51)
 
 
-def test_heat_gets_lighter_step_by_step() -> None:
-    shown = heat(np.linspace(0, 1, 21), 0, 1)
+def test_the_scale_gets_lighter_step_by_step() -> None:
+    shown = on_scale(np.linspace(0, 1, 21), 0, 1)
     lightness = np.array([lab(tuple(pixel))[0] for pixel in shown])
     steps = np.diff(lightness)
     assert (steps > 0).all()
@@ -35,15 +35,15 @@ def test_heat_gets_lighter_step_by_step() -> None:
     assert shown[-1].argmin() == 2  # high is yellow
 
 
-def test_heat_beyond_the_ends_and_where_nothing_is_known() -> None:
-    shown = heat(np.array([-9.0, 0.0, 1.0, 9.0, np.nan]), 0, 1)
+def test_the_scale_beyond_the_ends_and_where_nothing_is_known() -> None:
+    shown = on_scale(np.array([-9.0, 0.0, 1.0, 9.0, np.nan]), 0, 1)
     np.testing.assert_array_equal(shown[0], shown[1])
     np.testing.assert_array_equal(shown[2], shown[3])
     assert tuple(shown[4]) == rgb(MISSING)
 
 
-def test_heat_of_a_constant_is_one_colour() -> None:
-    shown = heat(np.array([2.0, 2.0, np.nan]), 2, 2)
+def test_the_scale_of_a_constant_is_one_colour() -> None:
+    shown = on_scale(np.array([2.0, 2.0, np.nan]), 2, 2)
     np.testing.assert_array_equal(shown[0], shown[1])
     assert tuple(shown[2]) == rgb(MISSING)
     assert tuple(shown[0]) != rgb(MISSING)

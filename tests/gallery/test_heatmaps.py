@@ -5,39 +5,39 @@ import math
 import numpy as np
 
 from zfscale.gallery.colours import CLASSES, MISSING, OTHER, rgb
-from zfscale.gallery.heatmaps import ClassMap, heat
+from zfscale.gallery.heatmaps import ClassMap, map_range
 
 
 def test_a_legend_spans_the_map_and_the_value_without_the_occluder() -> None:
-    span = heat(np.array([[0.5, 0.2, math.nan], [0.2, 0.7, 0.3]]), 0.9)
+    span = map_range(np.array([[0.5, 0.2, math.nan], [0.2, 0.7, 0.3]]), 0.9)
     assert (span.low, span.high, span.before) == (0.2, 0.9, 0.9)
     assert (span.least, span.at) == (0.2, (0, 1))  # the first of two
     assert span.place(0.2) == 0
     assert span.place(0.9) == 1
     assert math.isclose(span.place(0.55), 0.5)
-    assert heat(np.array([[1.0, 3.0]]), None).high == 3
+    assert map_range(np.array([[1.0, 3.0]]), None).high == 3
 
 
 def test_the_occluder_may_raise_a_value() -> None:
-    span = heat(np.array([[5.0, 9.0]]), 7.0)
+    span = map_range(np.array([[5.0, 9.0]]), 7.0)
     assert (span.low, span.high) == (5, 9)
     assert span.place(7.0) == 0.5
 
 
 def test_a_map_without_values_or_contrast_has_a_legend() -> None:
-    nothing = heat(np.full((2, 2), math.nan), 3.0)
+    nothing = map_range(np.full((2, 2), math.nan), 3.0)
     assert (nothing.low, nothing.high, nothing.at) == (3, 3, None)
     assert math.isnan(nothing.least)
-    assert heat(np.full((2, 2), math.nan), None).high == 0
-    assert heat(np.full((2, 2), 4.0), 4.0).place(4.0) == 0.5
+    assert map_range(np.full((2, 2), math.nan), None).high == 0
+    assert map_range(np.full((2, 2), 4.0), 4.0).place(4.0) == 0.5
 
 
 def test_values_are_told_apart() -> None:
-    span = heat(np.array([[0.9993, 0.9994]]), 0.9999)
+    span = map_range(np.array([[0.9993, 0.9994]]), 0.9999)
     texts = [span.text(value) for value in (0.9993, 0.9994, 0.9999)]
     assert len(set(texts)) == 3
-    assert heat(np.array([[3.8, 21.5]]), 18.5).text(18.5) == "18.5"
-    assert heat(np.array([[0.0, 12345.0]]), 1.0).text(12345.0) == "12,345"
+    assert map_range(np.array([[3.8, 21.5]]), 18.5).text(18.5) == "18.5"
+    assert map_range(np.array([[0.0, 12345.0]]), 1.0).text(12345.0) == "12,345"
 
 
 def test_the_followed_class_comes_first_then_the_frequent_ones() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zfscale.gallery.occluded import facts, maps, projected, watched
+from zfscale.gallery.occluded import count_extra_features, count_projections, read_images, read_maps
 from zfscale.runs.results import Results
 
 make = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_run.py"))
@@ -17,7 +17,7 @@ sweeps = runpy.run_path(str(Path(__file__).parents[1] / "synthetic_sweeps.py"))
 def test_maps_are_the_rows_of_the_table(tmp_path: Path, pieces: int) -> None:
     """Literal: a loop over all rows of the tables, whatever image they belong to."""
     run = make["write_run"](tmp_path)
-    sweeps["occlusion"](run, count=4, pieces=pieces, further=(3, 1))
+    sweeps["occlusion"](run, count=4, pieces=pieces, extra=(3, 1))
     results = Results(str(run))
     expected: dict[tuple, float] = {}
     for row in results.occlusion.itertuples():
@@ -26,18 +26,20 @@ def test_maps_are_the_rows_of_the_table(tmp_path: Path, pieces: int) -> None:
     for row in results.occlusion_features.itertuples():
         expected[row.image_id, row.feature, row.y // 4, row.x // 5] = row.activation
     found: dict[tuple, float] = {}
-    for fact, one in maps(results):
-        assert set(one.further) == {1, 3}
-        assert {further.total for further in one.further.values()} == {241.0}
+    for image, one in read_maps(results):
+        assert set(one.extra) == {1, 3}
+        assert {extra.total for extra in one.extra.values()} == {241.0}
         grids = {name: getattr(one, name) for name in ("activation", "probability", "predicted")}
-        grids |= {feature: further.activation for feature, further in one.further.items()}
+        grids |= {feature: extra.activation for feature, extra in one.extra.items()}
         for name, grid in grids.items():
-            assert grid.shape == fact.grid == (7, 6)
-            found |= {(fact.id, name, y, x): value for (y, x), value in np.ndenumerate(grid)}
+            assert grid.shape == image.grid == (7, 6)
+            found |= {(image.id, name, y, x): value for (y, x), value in np.ndenumerate(grid)}
     assert found == expected
     assert len(found) == 4 * 7 * 6 * 5
-    assert watched(results) == 2
-    assert [fact.id for fact, _ in maps(results)] == results.occlusion_images["image_id"].tolist()
+    assert count_extra_features(results) == 2
+    assert [image.id for image, _ in read_maps(results)] == results.occlusion_images[
+        "image_id"
+    ].tolist()
 
 
 def test_few_rows_are_held_when_the_tables_agree(
@@ -61,14 +63,14 @@ def test_few_rows_are_held_when_the_tables_agree(
                 yield batch
 
     monkeypatch.setattr(results, "dataset", Short)
-    steps = [read for _ in maps(results)]
+    steps = [read for _ in read_maps(results)]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_positions_without_a_row_are_unknown(tmp_path: Path) -> None:
     run = make["write_run"](tmp_path)
     sweeps["occlusion"](run, count=2, pieces=7, absent=(6,))
-    for _, one in maps(Results(str(run))["occlusion"]):
+    for _, one in read_maps(Results(str(run))["occlusion"]):
         assert np.isnan(one.activation[6]).all()
         assert np.isnan(one.predicted[6]).all()
         assert not np.isnan(one.activation[:6]).any()
@@ -77,8 +79,8 @@ def test_positions_without_a_row_are_unknown(tmp_path: Path) -> None:
 def test_nulls_are_unknown(tmp_path: Path) -> None:
     run = make["write_run"](tmp_path)
     sweeps["occlusion"](run, count=1, classes=None)
-    ((fact, one),) = maps(Results(str(run))["occlusion"])
-    assert fact.probability is None
+    ((image, one),) = read_maps(Results(str(run))["occlusion"])
+    assert image.probability is None
     assert np.isnan(one.probability).all()
     assert np.isnan(one.predicted).all()
     assert not np.isnan(one.activation).any()
@@ -87,9 +89,9 @@ def test_nulls_are_unknown(tmp_path: Path) -> None:
 def test_a_map_lies_where_the_centres_of_the_occluder_were(tmp_path: Path) -> None:
     run = make["write_run"](tmp_path)
     sweeps["occlusion"](run, count=1)
-    (fact,) = facts(Results(str(run))["occlusion"])
-    left, top, across, down = fact.cover
-    for row, column in np.ndindex(*fact.grid):
+    (image,) = read_images(Results(str(run))["occlusion"])
+    left, top, across, down = image.cover
+    for row, column in np.ndindex(*image.grid):
         centre = row * 4 + 8 / 2, column * 5 + 10 / 2  # stride and occluder of the synthetic run
         assert top + (row + 0.5) * down / 7 == pytest.approx(centre[0])
         assert left + (column + 0.5) * across / 6 == pytest.approx(centre[1])
@@ -100,9 +102,9 @@ def test_projections_are_those_of_their_image(tmp_path: Path) -> None:
     sweeps["occlusion"](run, count=4)
     results = Results(str(run))
     rows = results.occlusion_projections.set_index("image_id")
-    assert projected(results) == len(rows) == 4
-    for fact, one in maps(results):
-        row = rows.loc[fact.id]
+    assert count_projections(results) == len(rows) == 4
+    for image, one in read_maps(results):
+        row = rows.loc[image.id]
         assert (one.projection.y, one.projection.x) == (row.y0, row.x0)
         assert one.projection.pixels.shape == (row.height, row.width, 3)
         assert one.projection.pixels.ravel().tolist() == row.projection.tolist()
@@ -112,5 +114,5 @@ def test_a_run_without_projections_has_maps(tmp_path: Path) -> None:
     run = make["write_run"](tmp_path)
     sweeps["occlusion"](run, count=2, projected=False)
     results = Results(str(run))
-    assert projected(results) == 0
-    assert [one.projection for _, one in maps(results)] == [None, None]
+    assert count_projections(results) == 0
+    assert [one.projection for _, one in read_maps(results)] == [None, None]

@@ -5,17 +5,13 @@ from pydantic import BaseModel, Field
 from zfscale.analysis import Analysis, Output
 from zfscale.records import Column, ImageList, Table, to_columns
 
+COLUMNS = (
+    Column("image_id", "string", "content hash of the image"),
+    Column("brightness", "float64", "mean of its pixels as the network sees it, 0..1"),
+    Column("predicted", "int64", "most probable class"),
+)
 BRIGHTNESS = Table(
-    name="brightness",
-    version=1,
-    columns=(
-        Column("image_id", "string", "content hash of the image"),
-        Column("key", "string", "name of the image in its collection"),
-        Column("brightness", "float64", "mean of its pixels as the network sees it, 0..1"),
-        Column("predicted", "int64", "most probable class"),
-    ),
-    key=("image_id",),
-    identity=("image_id", "brightness", "predicted"),
+    "brightness", 1, COLUMNS, key=("image_id",), identity=("image_id", "brightness", "predicted")
 )
 
 
@@ -47,8 +43,8 @@ class Brightness(Analysis[Options]):
             brightness = batch.pixels.double().mean((1, 2, 3)) / 255
             predicted = context.network.forward(batch.pixels).argmax(1)
             for at, image in enumerate(batch.images):  # after these, the batch is padded
-                rows.append((image.id, image.key, float(brightness[at]), int(predicted[at])))
-        return Output({"rows": to_columns(BRIGHTNESS.columns, rows)})
+                rows.append((image.id, float(brightness[at]), int(predicted[at])))
+        return Output({"rows": to_columns(COLUMNS, rows)})
 
     def publish(self, view, tasks):
         """The rows of all tasks."""
@@ -58,10 +54,11 @@ class Brightness(Analysis[Options]):
 
 KIND = "brightness"
 TEMPLATES = {
-    "brightness.html": """{% extends "base.html" %}{% block title %}{{ title }}{% endblock %}
-{% block main %}<h1>{{ title }}</h1><table><tr><th>class<th>images<th>brightness</tr>
-{% for row in rows %}<tr><td>{{ row.predicted }}<td>{{ row.images }}
-<td>{{ "%.3f" % row.brightness }}</tr>{% endfor %}</table>{% endblock %}"""
+    "brightness.html": """{% extends "base.html" %}{% block title %}{{ site.title }}{% endblock %}
+{% block main %}<h1>{{ site.title }}</h1><table><tr><th>class<th>images<th>brightness</tr>
+{% for row in means.itertuples() %}<tr><td>{{ row.Index }}<td>{{ row.size }}
+<td>{{ "%.3f" % row.mean }}</tr>{% endfor %}</table>{% endblock %}""",
+    "mean.html": '{% extends "panel.html" %}{% block content %}{{ "%.3f" % mean }}{% endblock %}',
 }
 
 
@@ -69,6 +66,13 @@ def pages(site):
     """One page in the gallery: the mean brightness of what is taken for each class."""
     from zfscale.gallery.pages import Page  # here, for workers need no gallery
 
-    groups = site.analysis.table().groupby("predicted")["brightness"]
-    rows = groups.agg(images="size", brightness="mean").reset_index().to_dict("records")
-    yield Page(f"{site.slug}.html", "brightness.html", {"title": site.title, "rows": rows})
+    means = site.analysis.table().groupby("predicted")["brightness"].agg(["size", "mean"])
+    yield Page(f"{site.slug}.html", "brightness.html", {"means": means})
+
+
+def image_panels(site):
+    """On the page of each image of the gallery: its own brightness."""
+    from zfscale.gallery.pages import Panel
+
+    for row in site.analysis.table().itertuples():
+        yield row.image_id, Panel(site.title, "mean.html", {"mean": row.brightness})

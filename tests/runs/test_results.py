@@ -7,12 +7,13 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import synthetic_sweeps
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import Picture, Spec, _projections, add_analysis, png, write_run
+from synthetic_run import Picture, Spec, _projections, add_analysis, add_scan, png, write_run
 
 import zfscale
 from zfscale.analyses.scan.tables import WINNERS
@@ -221,6 +222,73 @@ def test_an_analysis_under_a_name_of_its_own(tmp_path: Path) -> None:
     assert len(results["occlusion"].images) == len(results.occlusion_images) == 2
     pd.testing.assert_frame_equal(results["small"].table(), pd.read_parquet(run / "small"))
     assert len(pd.read_parquet(run / "small_images")) == 3
+
+
+def test_each_scan_has_layers_and_arrays_of_its_own(tmp_path: Path) -> None:
+    layers = (Spec("conv1"), Spec("conv2", field=23, size=4, stride=8))
+    run = write_run(tmp_path, layers)
+    add_scan(run, layers[1:], name="deep", deconvolve="deep-projections", k=4)
+    results = zfscale.open(str(run))
+    assert (list(results["scan"].layers), list(results["deep"].layers)) == (
+        ["conv1", "conv2"],
+        ["conv2"],
+    )
+    stores = {"deconvolve": "projections.zarr"}
+    stores["deep-projections"] = "deep-projections_projections.zarr"
+    for name, store in stores.items():
+        stored = zarr.open_array(run / store, path="conv2", mode="r")
+        np.testing.assert_array_equal(results[name].array("projections.zarr/conv2"), stored)
+    assert not results["deep-projections"].has_array("projections.zarr/conv1")
+    assert not results["deconvolve"].has_array("projections.zarr/../winners")
+    with pytest.raises(UsageError, match=r"no projections.zarr/conv1: the analysis deep-proj"):
+        results["deep-projections"].array("projections.zarr/conv1")
+
+
+def test_the_run_speaks_for_a_scan_that_can_be_read(tmp_path: Path) -> None:
+    """Its projections are then those of that scan, not of one that is under way."""
+    layers = (Spec("conv1"), Spec("conv2", field=23, size=4, stride=8))
+    run = write_run(tmp_path, layers)
+    add_scan(run, layers[1:], name="deep", deconvolve="deep-projections", k=4)
+    needs = {"index": "index"}
+    add_analysis(run, "scan", needs=needs, metadata={"layers": []}, state=State.FAILED)
+    results = zfscale.open(str(run))
+    assert list(results.layers) == ["conv2"]
+    pd.testing.assert_frame_equal(
+        results.winners_of("conv2", 1),
+        results["deep"].winners.query("layer == 'conv2' and feature == 1").reset_index(drop=True),
+    )
+    stored = results["deep-projections"].array("projections.zarr/conv2")
+    np.testing.assert_array_equal(results.projection("conv2", 1), stored[1])
+    assert results.patches("conv2", 1).shape == (4, 23, 23, 3)
+
+
+def test_the_projections_of_the_run_are_of_its_own_scan(tmp_path: Path) -> None:
+    """Another scan has projections, the one of the run has none."""
+    layers = (Spec("conv1"), Spec("conv2", field=23, size=4, stride=8))
+    run = write_run(tmp_path, layers)
+    add_scan(run, layers, name="deep", deconvolve="deep-projections")
+    add_analysis(run, "deconvolve", needs={"scan": "scan"}, state=State.FAILED, error="no disk")
+    results = zfscale.open(str(run))
+    assert not results.has_projections("conv2")
+    with pytest.raises(UsageError, match=r"no projections.zarr/conv2: .*no disk"):
+        results.projection("conv2", 1)
+
+
+def test_images_are_found_in_every_scan(tmp_path: Path) -> None:
+    """Those that one scan has set aside are looked for in the next."""
+    run = write_run(tmp_path)
+    ids = zfscale.open(str(run)).images.query("status == 'ok'")["id"].tolist()
+    images = pd.read_parquet(run / "images").drop(columns="run_id")
+    add_scan(run, (Spec("conv1"),), name="deep", deconvolve=None)
+    few = pa.Table.from_pandas(images[images["id"].isin(ids[3:])], preserve_index=False)
+    add_scan(run, (Spec("conv1"),), few)
+    results = zfscale.open(str(run))
+    found = results.find_images([*ids, "0" * 32])
+    assert [image.id for image in found] == ids
+    assert [(image.key, image.predicted, image.probability) for image in found[:1]] == [
+        ("picture-00", 0, 0.5)
+    ]
+    assert results.find_images([]) == []
 
 
 def test_results_of_a_replaced_scan_are_outdated(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
-"""The summary of a run says how far each analysis came, and how to go on."""
+"""The summary of a run: how far each analysis came, how to go on, and how the images ended."""
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
 
 from dataclasses import replace
 
 from zfscale.records import Counts, File
 from zfscale.runs.ledger import Ledger, Planned
 from zfscale.runs.manifest import State
-from zfscale.runs.summary import summarise
+from zfscale.runs.summary import ImageSummary, count_images, summarise
 
 SHA = "0123456789abcdef" * 4
 
@@ -56,3 +60,27 @@ def test_every_analysis_in_the_order_in_which_it_was_begun(storage, receipt):
     ledger.publish("scan", files, "scan 2", Counts(6, 5, 1))
     _, wide, small, _ = summarise(ledger.manifest)
     assert (wide.state, wide.command) == ("outdated", "zfscale run job.yaml")
+
+
+def images(rows: list[tuple[str, str | None, int | None]]) -> ds.Dataset:
+    """The columns of the table `images` that are counted, in batches of two rows."""
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    types = (pa.string(), pa.string(), pa.int64())
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]
+    table = pa.table(arrays, names=["status", "reason", "true_class_rank"])
+    return ds.dataset(pa.Table.from_batches(table.to_batches(max_chunksize=2), table.schema))
+
+
+def test_images_are_counted_by_how_they_ended():
+    """Errors are over the labelled images: three of five were wrong, one not even among five."""
+    bad = ("quarantined", "not_an_image", None), ("quarantined", "too_large", None)
+    ok = [("ok", None, rank) for rank in (0, 4, None, 5, 0, 1)]
+    found = count_images(images([*bad, *ok, ("duplicate", None, None), bad[1]]))
+    assert found == ImageSummary(6, 3, 1, {"too_large": 2, "not_an_image": 1}, 3 / 5, 1 / 5)
+    assert list(found.reasons) == ["too_large", "not_an_image"]
+
+
+@pytest.mark.parametrize("rows", [[], [("ok", None, None)]])
+def test_without_labels_there_is_no_error(rows):
+    found = count_images(images(rows))
+    assert (found.ok, found.top1, found.top5) == (len(rows), None, None)

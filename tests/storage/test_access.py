@@ -16,7 +16,6 @@ import pytest
 
 from zfscale import collection as sources
 from zfscale.errors import UsageError
-from zfscale.gallery.output import File, Output
 from zfscale.records import ImageRef, Shard
 from zfscale.storage import files, open_storage
 from zfscale.storage.access import reaching
@@ -88,7 +87,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
     ),
     "fetch": lambda url: sources.fetch(ImageRef(f"{url}/a.jpg", 0, 10)),
     "copy": lambda url: files.local_copy(f"{url}/weights.safetensors"),
-    "write a gallery": lambda url: Output(url).write(File("index.html", b"")),
+    "write a gallery": lambda url: open_storage(url).write("index.html", b""),
     "probe": lambda url: probe(open_storage(url)),
     "read": lambda url: open_storage(url).read("a"),
     "open": lambda url: open_storage(url).open("a"),

@@ -21,6 +21,7 @@ from zfscale.errors import IntegrityError, UsageError, ZfscaleError
 from zfscale.records import Counts
 from zfscale.runs.ledger import Ledger
 from zfscale.runs.manifest import State
+from zfscale.runs.summary import count_images
 from zfscale.runs.tables import dataset_of
 from zfscale.storage.base import Storage
 
@@ -153,19 +154,7 @@ def _summary(job: ResolvedJob, ledger: Ledger, seconds: float) -> Summary:
     own = [stage.name for stage in job.stages if stage.name in names]
     state = states[own[0] if own else min(names)]
     paths = [file.path for file in state.published.values() if file.table == "images"]
-    top1, top5 = _classification_error(ledger.storage, paths)
-    return Summary(job.run, state.counts, seconds, top1, top5)
-
-
-def _classification_error(
-    storage: Storage, paths: Sequence[str]
-) -> tuple[float | None, float | None]:
-    """Top-1 and top-5 error over the labelled images, 0..1; None where there are no labels."""
-    labelled = wrong1 = wrong5 = 0
-    if paths:
-        for batch in dataset_of(storage, paths).to_batches(columns=["true_class_rank"]):
-            rank = batch.column("true_class_rank").drop_null().to_numpy()
-            labelled += len(rank)
-            wrong1 += int((rank >= 1).sum())
-            wrong5 += int((rank >= 5).sum())
-    return (wrong1 / labelled, wrong5 / labelled) if labelled else (None, None)
+    if not paths:
+        return Summary(job.run, state.counts, seconds)
+    images = count_images(dataset_of(ledger.storage, paths))
+    return Summary(job.run, state.counts, seconds, images.top1, images.top5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-HEAT = [
+SCALE = [
     "#0d0887",
     "#46039f",
     "#7201a8",
@@ -43,18 +43,18 @@ MISSING = "#808080"
 """No value here."""
 
 
-def heat(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
+def on_scale(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
     """Values (...) as colours (..., 3) uint8 RGB: `low` is the first anchor, `high` the last.
 
     Values beyond the ends have the colour of the end; NaN has that of MISSING. If `low` equals
     `high` there is nothing to tell apart, and all values have the colour of the middle.
     """
-    anchors = np.array([rgb(colour) for colour in HEAT], np.float64)
+    anchors = np.array([rgb(colour) for colour in SCALE], np.float64)
     spread = high - low
     places = (values - low) / spread if spread > 0 else np.where(np.isnan(values), values, 0.5)
-    known = np.nan_to_num(np.clip(places, 0.0, 1.0)) * (len(anchors) - 1)
+    at = np.nan_to_num(np.clip(places, 0.0, 1.0)) * (len(anchors) - 1)
     steps = np.arange(len(anchors))
-    channels = [np.interp(known, steps, anchors[:, channel]) for channel in range(3)]
+    channels = [np.interp(at, steps, anchors[:, channel]) for channel in range(3)]
     shown: NDArray[np.uint8] = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
     shown[np.isnan(values)] = rgb(MISSING)
     return shown

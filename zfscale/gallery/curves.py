@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from zfscale.runs.results import AnalysisResults
+from zfscale.runs.analysis_results import AnalysisResults
 
 TABLE = "invariance"
 MEASURES = ("normalised", "distance", "probability")
@@ -60,14 +60,14 @@ def read(analysis: AnalysisResults, order: Iterable[str]) -> Curves:
     """The curves of an analysis, its layers in the given `order`. The images drawn are the first
     of the table.
     """
-    seen: set[str] = set()
+    all_ids: set[str] = set()
     drawn: dict[str, Transformed] = {}
     points: dict[tuple[str, Place], list[float | None]] = {}
     totals: defaultdict[Place, Numbers] = defaultdict(lambda: np.zeros((len(MEASURES), 2)))
     columns = ["image_id", "key", "label", "transform", "layer", "amount", *MEASURES]
     for batch in analysis.dataset(TABLE).to_batches(columns=columns):
         ids = pc.unique(batch["image_id"]).to_pylist()
-        seen.update(ids)
+        all_ids.update(ids)
         rows = pa.Table.from_batches([batch])
         for place, sums in _sums(rows):
             totals[place] += sums
@@ -83,17 +83,27 @@ def read(analysis: AnalysisResults, order: Iterable[str]) -> Curves:
     for transform, layer in dict.fromkeys(place[:2] for place in totals):
         places = [(transform, layer, amount) for amount in amounts[transform]]
         sums = np.stack([totals[place] for place in places])
-        unknown = [None] * len(MEASURES)
-        values = [[points.get((image, place), unknown) for place in places] for image in drawn]
-        found = np.array(values, np.float64)  # None becomes NaN
+        missing = [None] * len(MEASURES)
+        values = [[points.get((image, place), missing) for place in places] for image in drawn]
+        of_images = np.array(values, np.float64)  # None becomes NaN
         for index, measure in enumerate(MEASURES):
             with np.errstate(invalid="ignore"):  # no value at all: 0 / 0
                 means[transform, layer, measure] = sums[:, index, 0] / sums[:, index, 1]
-            single[transform, layer, measure] = found[:, :, index]
+            single[transform, layer, measure] = of_images[:, :, index]
     used = {layer for _, layer, _ in totals}
-    known = [layer for layer in order if layer in used]
-    layers = tuple(dict.fromkeys([*known, *sorted(used)]))
-    return Curves(len(seen), tuple(drawn.values()), layers, amounts, means, single)
+    in_order = [layer for layer in order if layer in used]
+    layers = tuple(dict.fromkeys([*in_order, *sorted(used)]))
+    return Curves(len(all_ids), tuple(drawn.values()), layers, amounts, means, single)
+
+
+def first_images(analysis: AnalysisResults) -> list[str]:
+    """Ids of the images that have a curve of their own; what comes after them is not read."""
+    ids: dict[str, None] = {}
+    for batch in analysis.dataset(TABLE).to_batches(columns=["image_id"]):
+        ids |= dict.fromkeys(pc.unique(batch["image_id"]).to_pylist())
+        if len(ids) >= DRAWN:
+            break
+    return list(ids)[:DRAWN]
 
 
 def _sums(rows: pa.Table) -> Iterator[tuple[Place, Numbers]]:
@@ -107,10 +117,10 @@ def _sums(rows: pa.Table) -> Iterator[tuple[Place, Numbers]]:
 
 def _amounts(places: Iterable[Place]) -> dict[str, tuple[float, ...]]:
     """The amounts of each transform, rising."""
-    found: defaultdict[str, set[float]] = defaultdict(set)
+    by_transform: defaultdict[str, set[float]] = defaultdict(set)
     for transform, _, amount in places:
-        found[transform].add(amount)
-    return {transform: tuple(sorted(amounts)) for transform, amounts in found.items()}
+        by_transform[transform].add(amount)
+    return {transform: tuple(sorted(amounts)) for transform, amounts in by_transform.items()}
 
 
 def _place(row: Mapping[str, Any]) -> Place:

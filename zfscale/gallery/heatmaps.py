@@ -20,7 +20,7 @@ from zfscale.gallery.site import class_name
 
 
 @dataclass(frozen=True, slots=True)
-class Heat:
+class MapRange:
     """What a map of a measured value spans; `before` is the value without the occluder.
 
     Colours run from `low` to `high`, the least and the greatest of all these values. `least` is
@@ -42,15 +42,15 @@ class Heat:
         return names.between(value, self.low, self.high)
 
 
-def heat(values: Grid, before: float | None) -> Heat:
+def map_range(values: Grid, before: float | None) -> MapRange:
     """What a map spans. Without values it has no place, and the ends are `before` or 0."""
-    known: list[float] = values[~np.isnan(values)].tolist()
-    ends = known if before is None else [*known, before]
+    measured: list[float] = values[~np.isnan(values)].tolist()
+    ends = measured if before is None else [*measured, before]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
-    if not known:
-        return Heat(low, high, before, math.nan, None)
+    if not measured:
+        return MapRange(low, high, before, math.nan, None)
     row, column = divmod(int(np.nanargmin(values)), values.shape[1])
-    return Heat(low, high, before, float(values[row, column]), (row, column))
+    return MapRange(low, high, before, float(values[row, column]), (row, column))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,22 +11,24 @@ from typing import Any
 UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-def slugs(names: Iterable[str]) -> dict[str, str]:
+def slugs(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
     """A file name for each name: the name itself where it is plain, and always distinct.
+
+    None is one of the `reserved` names.
 
     Holds nothing but letters, digits, `_`, `-` and inner dots, so it cannot leave its folder nor
     need escaping in a URL; distinct also where the file system ignores case.
     """
-    given: dict[str, str] = {}
-    taken: set[str] = set()
+    by_name: dict[str, str] = {}
+    taken = {name.casefold() for name in reserved}
     for name in names:
         base = UNSAFE.sub("_", name).strip(".")[:80] or "_"
         slug, number = base, 2
         while slug.casefold() in taken:
             slug, number = f"{base}-{number}", number + 1
         taken.add(slug.casefold())
-        given[name] = slug
-    return given
+        by_name[name] = slug
+    return by_name
 
 
 def feature_name(feature: int) -> str:

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zfscale.records import Box
-from zfscale.runs.results import AnalysisResults
+from zfscale.runs.analysis_results import AnalysisResults
 
 Grid = NDArray[np.float64]
 Numbers = Mapping[str, NDArray[np.float64]]
 
-FACTS, POSITIONS, FEATURES = "occlusion_images", "occlusion", "occlusion_features"
+IMAGES, POSITIONS, FEATURES = "occlusion_images", "occlusion", "occlusion_features"
 PROJECTIONS = "occlusion_projections"
 
 
@@ -65,8 +65,8 @@ class Occluded:
 
 
 @dataclass(frozen=True)
-class Further:
-    """Another feature of the layer: its total activation under the occluder, and without it."""
+class ExtraFeature:
+    """A feature that the job asked for: its total activation under the occluder, and without it."""
 
     activation: Grid
     total: float
@@ -88,25 +88,26 @@ class Maps:
     """The same image under the occluder: (rows, columns) float64, NaN where no row was stored.
 
     `activation` is the total activation of the strongest map, `probability` that of the target,
-    `predicted` the most probable class (a whole number); `further` are other features.
+    `predicted` the most probable class (a whole number); `extra` are features
+    that the job asked for.
     `projection` is None where the network cannot be deconvolved.
     """
 
     activation: Grid
     probability: Grid
     predicted: Grid
-    further: Mapping[int, Further]
+    extra: Mapping[int, ExtraFeature]
     projection: Projected | None
 
 
-def facts(analysis: AnalysisResults) -> Iterator[Occluded]:
+def read_images(analysis: AnalysisResults) -> Iterator[Occluded]:
     """The images in the order of their table."""
-    for batch in analysis.dataset(FACTS).to_batches():
-        yield from map(_fact, batch.to_pylist())
+    for batch in analysis.dataset(IMAGES).to_batches():
+        yield from map(_image, batch.to_pylist())
 
 
-def watched(analysis: AnalysisResults) -> int:
-    """How many further features were watched in every image."""
+def count_extra_features(analysis: AnalysisResults) -> int:
+    """How many features the option `features` added to the strongest one, in every image."""
     if FEATURES not in analysis.tables:
         return 0
     rows: int = analysis.dataset(FEATURES).count_rows()
@@ -114,7 +115,7 @@ def watched(analysis: AnalysisResults) -> int:
     return round(rows / max(1, places))
 
 
-def projected(analysis: AnalysisResults) -> int:
+def count_projections(analysis: AnalysisResults) -> int:
     """In how many images the strongest unit was projected down to pixels."""
     if PROJECTIONS not in analysis.tables:
         return 0
@@ -122,24 +123,26 @@ def projected(analysis: AnalysisResults) -> int:
     return rows
 
 
-def maps(analysis: AnalysisResults) -> Iterator[tuple[Occluded, Maps]]:
+def read_maps(analysis: AnalysisResults) -> Iterator[tuple[Occluded, Maps]]:
     """The images in the order of their table, each with its maps."""
     names = ("activation", "probability", "predicted")
     positions = _Rows(analysis, POSITIONS, ("y", "x", *names))
-    count = watched(analysis)
+    count = count_extra_features(analysis)
     columns = ("feature", "y", "x", "activation", "unoccluded")
     features = _Rows(analysis, FEATURES, columns) if count else None
     projections = _projections(analysis)
     ahead = next(projections, None)
-    for fact in facts(analysis):
+    for image in read_images(analysis):
         projection = None
-        if ahead is not None and ahead[0] == fact.id:
+        if ahead is not None and ahead[0] == image.id:
             projection, ahead = ahead[1], next(projections, None)
-        places = fact.grid[0] * fact.grid[1]
-        found = positions.take(fact.id, places)
-        further = {} if features is None else _further(fact, features.take(fact.id, places * count))
-        activation, probability, predicted = (_grid(fact, found, name) for name in names)
-        yield fact, Maps(activation, probability, predicted, further, projection)
+        places = image.grid[0] * image.grid[1]
+        rows = positions.take(image.id, places)
+        extra = {}
+        if features is not None:
+            extra = _extra_features(image, features.take(image.id, places * count))
+        activation, probability, predicted = (_grid(image, rows, name) for name in names)
+        yield image, Maps(activation, probability, predicted, extra, projection)
 
 
 def _projections(analysis: AnalysisResults) -> Iterator[tuple[str, Projected]]:
@@ -183,20 +186,20 @@ class _Rows:
         }
 
 
-def _grid(fact: Occluded, rows: Numbers, name: str) -> Grid:
+def _grid(image: Occluded, rows: Numbers, name: str) -> Grid:
     """A column by row and column of the positions."""
-    grid = np.full(fact.grid, np.nan)
-    at = rows["y"].astype(int) // fact.stride[0], rows["x"].astype(int) // fact.stride[1]
+    grid = np.full(image.grid, np.nan)
+    at = rows["y"].astype(int) // image.stride[0], rows["x"].astype(int) // image.stride[1]
     grid[at] = rows[name]
     return grid
 
 
-def _further(fact: Occluded, rows: Numbers) -> dict[int, Further]:
-    found = {}
+def _extra_features(image: Occluded, rows: Numbers) -> dict[int, ExtraFeature]:
+    maps = {}
     for feature in np.unique(rows["feature"]).astype(int).tolist():
         own = {name: values[rows["feature"] == feature] for name, values in rows.items()}
-        found[feature] = Further(_grid(fact, own, "activation"), float(own["unoccluded"][0]))
-    return found
+        maps[feature] = ExtraFeature(_grid(image, own, "activation"), float(own["unoccluded"][0]))
+    return maps
 
 
 def _numbers(column: pa.Array) -> Grid:
@@ -205,7 +208,7 @@ def _numbers(column: pa.Array) -> Grid:
     return values
 
 
-def _fact(row: dict[str, Any]) -> Occluded:
+def _image(row: dict[str, Any]) -> Occluded:
     y0 = row["y0"]
     return Occluded(
         id=row["image_id"],

@@ -6,8 +6,8 @@ cutting of patches. Runs no network; tables and arrays load when first asked for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -24,92 +24,22 @@ from zfscale.collection.decode import decode
 from zfscale.errors import IntegrityError, UsageError, ZfscaleError
 from zfscale.records import Box, ImageRef, Layer, Preprocessing, Status, image_id, published_name
 from zfscale.runs import record as runs
-from zfscale.runs import tables as stored
+from zfscale.runs.analysis_results import AnalysisResults
 from zfscale.storage import open_storage
 
+_REFERENCE = [f.name for f in fields(ImageRef)]
 
-class AnalysisResults:
-    """What a run holds of one named analysis.
 
-    `kind`, `options`, `state` (planned, running, complete, failed or interrupted), `error`,
-    `counts` (images), `seconds` and `metadata` are as the run recorded them. `is_readable` says
-    whether all its tables are there and belong together. A table is an attribute, with the name of
-    the kind left out in front: `run["occlusion"].images` is the table `occlusion_images`.
-    """
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image as a scan took it. `predicted` is the most probable class; None without classes."""
 
-    def __init__(self, results: Results, name: str) -> None:
-        state = results.record.analyses[name]
-        self.name = name
-        self.kind: str = state.kind
-        self.options = state.options
-        self.needs = state.needs
-        self.state = state.state
-        self.error = state.error
-        self.command = state.command
-        self.counts = state.counts
-        self.seconds = state.seconds
-        self.metadata = state.metadata
-        self.is_outdated = name in results.record.outdated
-        self.is_readable = results.record.is_readable(name)
-        self._results, self._published = results, state.published
-
-    def __repr__(self) -> str:
-        how = "outdated" if self.is_outdated else self.state.value
-        tables = f"; tables {', '.join(self.tables)}" if self.tables else ""
-        return f"<zfscale analysis {self.name!r}: {self.kind}, {how}{tables}>"
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *(self._attribute(table) for table in self.tables)})
-
-    def __getattr__(self, name: str) -> pd.DataFrame:
-        """A table of this analysis, loaded once. Only called where no attribute exists."""
-        if not name.startswith("_"):
-            for table in self.tables:
-                if name in (table, self._attribute(table)):
-                    frame = self.table(table)
-                    setattr(self, name, frame)
-                    return frame
-            if not self.is_readable:
-                raise AttributeError(f"no {name!r}: {self._reason(name)}")
-        raise AttributeError(f"the analysis {self.__dict__.get('name')} has no {name!r}")
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Names of the published tables, as this kind of analysis calls them."""
-        if not self.is_readable:
-            return ()
-        return tuple(sorted({f.table for f in self._published.values() if f.table is not None}))
-
-    def table(self, name: str | None = None) -> pd.DataFrame:
-        """A table as a DataFrame: the main one, which is called like the kind, or another."""
-        frame: pd.DataFrame = self.dataset(name).to_table().to_pandas()
-        return frame
-
-    def dataset(self, name: str | None = None) -> ds.Dataset:
-        """A table unread, for a choice of columns and filters on large runs."""
-        name = name or self.kind
-        if name not in self.tables:
-            raise UsageError(f"{self._results.run}: {self._reason(name)}")
-        paths = [file.path for file in self._published.values() if file.table == name]
-        return stored.dataset_of(self._results.storage, paths)
-
-    def _attribute(self, table: str) -> str:
-        return table.removeprefix(f"{self.kind}_")
-
-    def _reason(self, table: str) -> str:
-        """Why a table is not there."""
-        if self.is_readable:
-            return (
-                f"the analysis {self.name} has no table {table!r}; it has "
-                f"{', '.join(self.tables) or 'none'}"
-            )
-        if self.is_outdated:
-            return f"the analysis {self.name} is outdated: what it was made from was replaced since"
-        error = f": {self.error}" if self.error else ""
-        return (
-            f"the analysis {self.name} is not complete (state {self.state}){error}; "
-            "`zfscale show` says how to go on"
-        )
+    id: str
+    key: str
+    label: int | None
+    predicted: int | None
+    probability: float | None
+    ref: ImageRef
 
 
 class Results:
@@ -125,11 +55,12 @@ class Results:
         self.storage = open_storage(str(run))
         self.run: str = self.storage.url
         self.record = runs.read(self.storage)
-        self.analyses = {name: AnalysisResults(self, name) for name in self.record.analyses}
+        self.analyses = {
+            name: AnalysisResults(self.storage, self.record, name) for name in self.record.analyses
+        }
         self.model: str = self.record.metadata["job"]["model"]
         scan = self._of_kind("scan")
-        described = () if scan is None else scan.metadata.get("layers", ())
-        self.layers: dict[str, Layer] = {layer["name"]: _layer(layer) for layer in described}
+        self.layers: Mapping[str, Layer] = {} if scan is None else scan.layers
         index = self._of_kind("index")
         self.classes: list[str] | None = None if index is None else index.metadata.get("classes")
 
@@ -223,12 +154,13 @@ class Results:
     def projections(self, layer: str) -> zarr.Array[Any]:
         """All projections of a layer, unread: (features, k, h, w, 3) float32."""
         self._check(layer)
-        return self._array("deconvolve", "projections.zarr", layer)
+        return self._array("deconvolve", f"projections.zarr/{layer}")
 
     def has_projections(self, layer: str) -> bool:
         """Whether the layer was deconvolved."""
         self._check(layer)
-        return self._holds("deconvolve", "projections.zarr", layer)
+        deconvolution = self._of_kind("deconvolve")
+        return deconvolution is not None and deconvolution.has_array(f"projections.zarr/{layer}")
 
     def switches(self, layer: str, pool: str) -> zarr.Array[Any]:
         """Switches of a pool below a layer, unread: (features, k, channels, h, w) uint8.
@@ -236,7 +168,7 @@ class Results:
         Each is the offset of the maximum inside its pooling window; 255 lies outside the image.
         """
         self._check(layer)
-        return self._array("switches", "switches.zarr", f"{layer}/{pool}")
+        return self._array("switches", f"switches.zarr/{layer}/{pool}")
 
     def patches(self, layer: str, feature: int) -> NDArray[np.uint8]:
         """What the winners of a feature saw: (k, h, w, 3) uint8 RGB, h x w the receptive field.
@@ -264,6 +196,10 @@ class Results:
             raise UsageError(
                 f"{self.run}: image {identity!r} is in no table of this run but `images`"
             )
+        return self.pixels(identity, ref)
+
+    def pixels(self, identity: str, ref: ImageRef) -> NDArray[np.uint8]:
+        """An image by its reference: what `image` returns, for readers of many images."""
         try:
             data = sources.fetch(ref)
         except OSError as error:
@@ -282,14 +218,30 @@ class Results:
 
         One scan of `images`, and one of the column `image_id` of every table that has it.
         """
-        names = [f.name for f in fields(ImageRef)]
-        wanted = pa.array(sorted(self._mentioned()), pa.string())
-        chosen = ds.field("id").isin(wanted) & (ds.field("status") == Status.OK.value)
-        table = (
-            self._needed("scan").dataset("images").to_table(columns=["id", *names], filter=chosen)
-        )
-        table = table.sort_by([(name, "ascending") for name in names])
-        return {row.pop("id"): ImageRef(**row) for row in table.to_pylist()}
+        return {image.id: image.ref for image in self.find_images(self._mentioned())}
+
+    def find_images(self, ids: Collection[str]) -> list[StoredImage]:
+        """The images of these ids that a scan accepted, in the order of the files.
+
+        One pass over the table `images`; over that of another scan only for ids that are missing.
+        """
+        first = self._needed("scan")
+        others = (each for each in self.analyses.values() if each.kind == "scan")
+        missing = set(ids)
+        parts: list[pa.Table] = []
+        for scan in (first, *(each for each in others if each.is_readable and each is not first)):
+            if missing or not parts:
+                wanted = pa.array(sorted(missing), pa.string())
+                chosen = ds.field("id").isin(wanted) & (ds.field("status") == Status.OK.value)
+                columns = ["id", "key", "label", "predicted", "probability", *_REFERENCE]
+                parts.append(scan.dataset("images").to_table(columns=columns, filter=chosen))
+                missing -= set(parts[-1]["id"].to_pylist())
+        rows = pa.concat_tables(parts).sort_by([(name, "ascending") for name in _REFERENCE])
+        return [
+            StoredImage(ref=ImageRef(**{name: row.pop(name) for name in _REFERENCE}), **row)
+            for batch in rows.to_batches()
+            for row in batch.to_pylist()
+        ]
 
     def _mentioned(self) -> set[str]:
         """Ids of the images that any table speaks of, read batch by batch: some tables are long."""
@@ -311,10 +263,17 @@ class Results:
             raise UsageError(f"{layer} has no feature {feature}; it has 0 to {channels - 1}")
 
     def _of_kind(self, kind: str) -> AnalysisResults | None:
-        """The analysis that is called like its kind, or else the first of that kind."""
-        if kind in self.analyses and self.analyses[kind].kind == kind:
-            return self.analyses[kind]
-        return next((each for each in self.analyses.values() if each.kind == kind), None)
+        """The analysis of a kind that stands for the run.
+
+        One that can be read goes before others, and then the one that is called like its kind. Of
+        those that work on a scan, only analyses of the scan that stands for the run count: their
+        features are those of its winners.
+        """
+        found = [each for each in self.analyses.values() if each.kind == kind]
+        scan = self._of_kind("scan") if kind in ("switches", "deconvolve") else None
+        if scan is not None:
+            found = [each for each in found if each.needs.get("scan", scan.name) == scan.name]
+        return min(found, key=lambda one: (not one.is_readable, one.name != kind), default=None)
 
     def _needed(self, kind: str) -> AnalysisResults:
         analysis = self._of_kind(kind)
@@ -324,28 +283,14 @@ class Results:
                 "and run it again"
             )
         if not analysis.is_readable:
-            raise UsageError(f"{self.run}: {analysis._reason(kind)}")
+            raise UsageError(f"{self.run}: {analysis.reason(kind)}")
         return analysis
 
-    def _path(self, kind: str, store: str) -> str | None:
-        """Where an array store of an analysis lies, None where nothing of it can be read."""
+    def _array(self, kind: str, path: str) -> zarr.Array[Any]:
         analysis = self._of_kind(kind)
-        if analysis is None or not analysis.is_readable:
-            return None
-        return published_name(store, kind, analysis.name)
-
-    def _holds(self, kind: str, store: str, path: str) -> bool:
-        place = self._path(kind, store)
-        # The name of a layer is whatever run.json says: it must not lead out of the run.
-        inside = ".." not in path.split("/")
-        return inside and place is not None and self.storage.exists(f"{place}/{path}/zarr.json")
-
-    def _array(self, kind: str, store: str, path: str) -> zarr.Array[Any]:
-        if not self._holds(kind, store, path):
-            raise UsageError(
-                f"{self.run}: there is no {store}/{path}: the run has no complete {kind} of it"
-            )
-        return zarr.open_array(f"{self.run}/{self._path(kind, store)}", path=path, mode="r")
+        if analysis is None:
+            raise UsageError(f"{self.run}: there is no {path}: the run has no {kind} of it")
+        return analysis.array(path)
 
 
 def boxes(winners: pd.DataFrame) -> Iterable[Box | None]:
@@ -379,11 +324,3 @@ def place(ref: ImageRef) -> str:
     if ref.row is not None:
         return f"{ref.uri}, row group {ref.row_group}, row {ref.row}"
     return ref.uri if ref.offset is None else f"{ref.uri}, byte {ref.offset}"
-
-
-def _layer(stored: dict[str, Any]) -> Layer:
-    values: dict[str, Any] = {f.name: stored.get(f.name) for f in fields(Layer)}
-    for name in ("stride", "field"):
-        if values[name] is not None:
-            values[name] = tuple(values[name])
-    return Layer(**values)

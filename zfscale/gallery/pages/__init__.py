@@ -1,20 +1,28 @@
 """The pages of the gallery: one module here = one kind of page; packages add others.
 
-A module has plain functions, of which each gets the `Site`:
+A module has some of these, and nothing else is asked of it. Each function gets the `Site`:
 
-    KIND = "occlusion"                     the kind of analysis that it shows. Then every function
-                                           is called once for each complete analysis of that kind,
-                                           `site.analysis`; without KIND once, for the run.
-    pages(site) -> Iterator[Page]          its pages; with KIND their addresses begin with
-                                           `site.slug`, which is distinct for each analysis
-    count(site) -> int                     how many files these are; left out, they are counted
-    chapter(site) -> Chapter | None        what the first page shows of it, and where it begins
-    TEMPLATES = {NAME: TEXT}               templates of its own, which may extend `base.html`; no
-                                           name of ours
+    KIND = "occlusion"            the kind of analysis that it shows. Then every function is called
+                                  once for each readable analysis of that kind, `site.analysis`;
+                                  without KIND once, for the run
+    pages(site)                   yields a `Page` for each of its pages. With KIND their addresses
+                                  begin with `site.slug`, which is distinct for each analysis
+    count(site)                   how many files these are; left out, they are counted
+    images(site)                  ids of images that its pages show whole: the gallery writes the
+                                  picture, `site.image(id)`, and a page, `site.image_page(id)`
+    overview_panel(site)          a `Panel` of the first page, or None
+    feature_panels(site)          yields (layer, feature, Panel), for pages of features of the scan
+                                  that the analysis works on: the name of a layer and a number
+    image_panels(site)            yields (id, Panel), for pages of images; what is not shown whole
+                                  has no page, and its panel is left out
+    TEMPLATES                     templates of its own: {NAME: TEXT}, or the name of a folder of
+                                  them beside the module; no name of ours
 
-It chooses what a template shows; the template escapes it. Nothing inline is shown by a browser: no
-`<script>`, no `style` attribute. Nothing here writes a file. A package of a user's adds a module by
-an entry point: `[project.entry-points."zfscale.pages"]`, `NAME = "package.module"`.
+A template of a page extends `base.html`, one of a panel `panel.html`, and each escapes what it
+shows. Beside its values it sees `site`, `results`, and `root`, which leads from the page to the top
+of the gallery: `{{ root }}{{ site.image(id) }}`. Nothing inline is shown by a browser: no script,
+no `style` attribute. Nothing here writes a file. A package of a user's adds a module by an entry
+point: `[project.entry-points."zfscale.pages"]`, `NAME = "package.module"`.
 """
 
 from __future__ import annotations
@@ -23,13 +31,24 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
 
 from zfscale.errors import UsageError, ZfscaleError
-from zfscale.gallery.output import File
-from zfscale.gallery.site import Site
+from zfscale.gallery.site import OVERVIEW, Site
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file to be written: its path below the gallery, and its bytes."""
+
+    path: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +64,25 @@ class Page:
     files: tuple[File, ...] = ()
 
 
-@dataclass(frozen=True)
-class Chapter:
-    """An analysis beyond the scan, as the first page, the search and the pictures know it.
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A part of a page that another module makes: a title, a template, and what it shows.
 
-    `figure` is the figure of the paper that it makes, None for another; `template` draws it on the
-    first page from `values`; `images` are those that its pages show whole.
+    `address` is the page that the title leads to, None without one; on the first page it is where
+    the module's own pages begin. `files` are pictures and data that the panel shows.
     """
 
-    name: str
-    address: str
-    figure: int | None
+    title: str
     template: str
     values: Mapping[str, Any]
-    images: frozenset[str] = field(repr=False)
+    files: tuple[File, ...] = ()
+    address: str | None = None
 
+
+Item = TypeVar("Item")
 
 GROUP = "zfscale.pages"
+FUNCTIONS = ("pages", "overview_panel", "feature_panels", "image_panels")
 
 
 @dataclass(frozen=True)
@@ -73,10 +94,31 @@ class PageModule:
     package: str | None = None
 
     @property
+    def kind(self) -> str | None:
+        """The kind of analysis that it shows, None if it shows the run."""
+        kind: str | None = getattr(self.functions, "KIND", None)
+        return kind
+
+    @cached_property
     def templates(self) -> Mapping[str, str]:
         """Its own templates by name."""
-        found: Mapping[str, str] = getattr(self.functions, "TEMPLATES", {})
-        return found
+        templates: Mapping[str, str] | str = getattr(self.functions, "TEMPLATES", {})
+        if not isinstance(templates, str):
+            return templates
+        package = self.functions.__spec__.parent
+        # A module that is in no package lies beside its folder on the disk.
+        beside = resources.files(package) if package else Path(self.functions.__file__).parent
+        try:
+            return {
+                each.name: each.read_text(encoding="utf-8")
+                for each in (beside / templates).iterdir()
+                if each.is_file()
+            }
+        except OSError as error:
+            raise UsageError(
+                f"the pages {self.name} of the package {self.package}: their templates cannot be "
+                f"read: {error}"
+            ) from error
 
     @contextmanager
     def responsible(self) -> Iterator[None]:
@@ -99,10 +141,18 @@ class Source:
     module: PageModule
     site: Site
 
+    @property
+    def name(self) -> str:
+        """What the first page and the search call it: by its analysis, else by the module."""
+        return self.module.name if self.site.of is None else self.site.of.name
+
+    def on(self, site: Site) -> Source:
+        """The same source over another site of the run."""
+        return Source(self.module, replace(site, of=self.site.of))
+
     def pages(self) -> Iterator[Page]:
         """All its pages."""
-        with self.module.responsible():
-            yield from self.module.functions.pages(self.site)
+        yield from self._each("pages")
 
     def count(self) -> int:
         """How many files its pages are."""
@@ -111,13 +161,31 @@ class Source:
         with self.module.responsible():
             return int(self.module.functions.count(self.site))
 
-    def chapter(self) -> Chapter | None:
-        """What the first page shows of it."""
-        if not hasattr(self.module.functions, "chapter"):
-            return None
-        with self.module.responsible():
-            chapter: Chapter | None = self.module.functions.chapter(self.site)
-            return chapter
+    def images(self) -> Iterator[str]:
+        """Ids of images that its pages show whole."""
+        yield from self._each("images")
+
+    def panels(self) -> Iterator[tuple[str, Panel]]:
+        """Each of its panels with the address of the page that it stands on, if there is one."""
+        if hasattr(self.module.functions, "overview_panel"):
+            with self.module.responsible():
+                panel = self.module.functions.overview_panel(self.site)
+            if panel is not None:
+                yield OVERVIEW, panel
+        for name, number, panel in self._each("feature_panels"):
+            layer = self.site.layer(name)
+            feature = None if layer is None else layer.feature(number)
+            if layer is not None and feature is not None:
+                yield layer.page(feature), panel
+        for image, panel in self._each("image_panels"):
+            if image in self.site.images:
+                yield self.site.image_page(image), panel
+
+    def _each(self, function: str) -> Iterator[Any]:
+        """What a function of the module yields; nothing if it has none of that name."""
+        if hasattr(self.module.functions, function):
+            with self.module.responsible():
+                yield from getattr(self.module.functions, function)(self.site)
 
 
 def modules() -> list[PageModule]:
@@ -129,25 +197,26 @@ def modules() -> list[PageModule]:
 
 
 def sources(site: Site) -> list[Source]:
-    """Each module with everything in the run that it shows."""
-    found = []
-    for module in modules():
-        kind = getattr(module.functions, "KIND", None)
-        if kind is None:
-            found.append(Source(module, site))
-            continue
-        of_kind = (each for each in site.results.analyses.values() if each.kind == kind)
-        found += [Source(module, replace(site, of=one)) for one in of_kind if one.is_readable]
-    return found
+    """Each module with everything in the run that it shows, in the order of the analyses."""
+    each = modules()
+    analyses = [one for one in site.results.analyses.values() if one.is_readable]
+    of_analyses = [
+        Source(module, replace(site, of=analysis))
+        for analysis in analyses
+        for module in each
+        if module.kind == analysis.kind
+    ]
+    return [*of_analyses, *(Source(module, site) for module in each if module.kind is None)]
 
 
-def chapters(found: Iterable[Source]) -> list[Chapter]:
-    """The chapters of a run: those of figures of the paper in its order, then the others."""
-    given = [source.chapter() for source in found]
-    return sorted(
-        (one for one in given if one is not None),
-        key=lambda one: (one.figure is None, one.figure or 0, one.name),
-    )
+def with_neighbours(items: Iterable[Item]) -> Iterator[tuple[Item | None, Item, Item | None]]:
+    """Each item between the one before and the one after it; three are held at a time."""
+    before: Item | None = None
+    item: Item | None = None
+    for after in chain(items, (None,)):
+        if item is not None:
+            yield before, item, after
+        before, item = item, after
 
 
 def _load(entry: EntryPoint) -> PageModule:
@@ -159,8 +228,9 @@ def _load(entry: EntryPoint) -> PageModule:
             f"the pages {entry.name} of the package {package} ({entry.value}) cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not hasattr(module, "pages"):
+    if not any(hasattr(module, function) for function in FUNCTIONS):
         raise UsageError(
-            f"the pages {entry.name} of the package {package}: {entry.value} has no function pages"
+            f"the pages {entry.name} of the package {package}: {entry.value} has none of the "
+            f"functions {', '.join(FUNCTIONS)}"
         )
     return PageModule(entry.name, module, package)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from zfscale.gallery import charts
 from zfscale.gallery.charts import Axis
-from zfscale.gallery.pages import Chapter, Page
+from zfscale.gallery.pages import Page, Panel
 from zfscale.gallery.site import Site, class_name
 from zfscale.records import Box
 
@@ -71,24 +71,38 @@ def count(site: Site) -> int:  # noqa: ARG001
     return 1
 
 
-def chapter(site: Site) -> Chapter | None:
-    """An image of each part, with what was found in the last layer."""
+def images(site: Site) -> Iterator[str]:
+    """The first images of each part."""
+    return (image.image for images in _covered(site).values() for image in images)
+
+
+def overview_panel(site: Site) -> Panel | None:
+    """An image of each part, with what was measured in the last layer."""
     layers, lines = _table(site)
     if not lines:
         return None
-    shown = _shown(site)
-    images = frozenset(one.image for found in shown.values() for one in found)
     cells = {line.name: line.cells[-1] for line in lines}
     values = {
         "layer": layers[-1],
-        "parts": [(part, found[0], cells.get(part)) for part, found in shown.items() if found],
-        "title": site.title,
+        "parts": [
+            (part, each[0], cells.get(part)) for part, each in _covered(site).items() if each
+        ],
         "count": sum(not line.pooled for line in lines),
         "colour": site.occluder(),
     }
-    return Chapter(
-        site.analysis.name, f"{site.slug}.html", 8, "correspondence-strip.html", values, images
-    )
+    return Panel(site.title, "correspondence-overview.html", values, address=_address(site))
+
+
+def image_panels(site: Site) -> Iterator[tuple[str, Panel]]:
+    """For each of the first images of a part the image with that part covered."""
+    parts: dict[str, list[tuple[str, Covered]]] = {}
+    for part, images in _covered(site).items():
+        for image in images:
+            parts.setdefault(image.image, []).append((part, image))
+    for identity, own in parts.items():
+        values = {"parts": own, "colour": site.occluder()}
+        panel = Panel(site.title, "correspondence-image.html", values, address=_address(site))
+        yield identity, panel
 
 
 def pages(site: Site) -> Iterator[Page]:
@@ -99,11 +113,15 @@ def pages(site: Site) -> Iterator[Page]:
         "lines": lines,
         "axis": _axis(lines),
         "plot": charts.WIDTH,
-        "shown": _shown(site),
+        "shown": _covered(site),
         "most": SHOWN,
         "colour": site.occluder(),
     }
-    yield Page(f"{site.slug}.html", "correspondence.html", values)
+    yield Page(_address(site), "correspondence.html", values)
+
+
+def _address(site: Site) -> str:
+    return f"{site.slug}.html"
 
 
 def _table(site: Site) -> tuple[list[str], list[Line]]:
@@ -114,9 +132,9 @@ def _table(site: Site) -> tuple[list[str], list[Line]]:
         values = (row.mean, row.std, row.chance)
         cell = Cell(int(row.images), int(row.pairs), *map(_number, values))
         cells[str(row.layer), str(row.part), bool(row.random)] = cell
-    found = dict.fromkeys(layer for layer, _, _ in cells)
-    layers = [layer for layer in site.results.layers if layer in found]
-    layers += [layer for layer in found if layer not in site.results.layers]
+    measured = dict.fromkeys(layer for layer, _, _ in cells)
+    layers = [layer.name for layer in site.layers if layer.name in measured]
+    layers += [layer for layer in measured if layer not in layers]
     parts = dict.fromkeys(part for _, part, _ in cells)
     lines = [
         Line(
@@ -143,14 +161,14 @@ def _axis(lines: Sequence[Line]) -> Axis:
     return charts.axis([0.0, *ends, *chances], whole=True)
 
 
-def _shown(site: Site) -> dict[str, list[Covered]]:
+def _covered(site: Site) -> dict[str, list[Covered]]:
     """The first images of each part, read batch by batch: the table grows with the images."""
     if BOXES not in site.analysis.tables:
         return {}
-    found: dict[str, dict[str, Covered]] = {}
+    by_part: dict[str, dict[str, Covered]] = {}
     for batch in site.analysis.dataset(BOXES).to_batches(columns=COLUMNS):
         for row in batch.to_pylist():
-            images = found.setdefault(row["part"], {})
+            images = by_part.setdefault(row["part"], {})
             if row["image_id"] not in images:
                 if len(images) == SHOWN:
                     continue
@@ -164,5 +182,5 @@ def _shown(site: Site) -> dict[str, list[Covered]]:
                 image.random = box
     return {
         part: [image for image in images.values() if image.box is not None]
-        for part, images in found.items()
+        for part, images in by_part.items()
     }

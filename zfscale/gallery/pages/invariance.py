@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zfscale.gallery import charts
 from zfscale.gallery.charts import Axis
-from zfscale.gallery.curves import Curves, read
-from zfscale.gallery.pages import Chapter, Page
+from zfscale.gallery.curves import Curves, first_images, read
+from zfscale.gallery.pages import Page, Panel
 from zfscale.gallery.site import Site, class_name
 
 KIND = "invariance"
@@ -28,7 +28,7 @@ class Transform:
     step: float | None = None
 
 
-KNOWN = (
+TRANSFORMS = (
     Transform("vertical", "Vertical translation", "pixels down"),
     Transform("horizontal", "Horizontal translation", "pixels to the right"),
     Transform("scale", "Scale", "factor"),
@@ -37,7 +37,7 @@ KNOWN = (
 
 
 @dataclass(frozen=True)
-class Panel:
+class Chart:
     """A line chart: `layer` is None for a measure of the output; paths are SVG."""
 
     layer: str | None
@@ -51,10 +51,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """The panels of one transform."""
+    """The charts of one transform."""
 
     transform: Transform
-    panels: tuple[Panel, ...]
+    charts: tuple[Chart, ...]
 
 
 def count(site: Site) -> int:  # noqa: ARG001
@@ -62,22 +62,34 @@ def count(site: Site) -> int:  # noqa: ARG001
     return 1
 
 
-def chapter(site: Site) -> Chapter | None:
+def images(site: Site) -> list[str]:
+    """Those that have a curve of their own."""
+    return first_images(site.analysis)
+
+
+def overview_panel(site: Site) -> Panel | None:
     """The charts of the first transform."""
-    curves = read(site.analysis, site.results.layers)
+    curves = _curves(site)
     rows = _rows(curves, "normalised")
     if not rows:
         return None
-    images = frozenset(image.id for image in curves.drawn)
-    values = {"row": rows[0], "curves": curves, "plot": PLOT, "title": site.title}
-    return Chapter(
-        site.analysis.name, f"{site.slug}.html", 5, "invariance-strip.html", values, images
-    )
+    values = {"row": rows[0], "plot": PLOT}
+    return Panel(site.title, "invariance-overview.html", values, address=_address(site))
+
+
+def image_panels(site: Site) -> Iterator[tuple[str, Panel]]:
+    """For each image with a curve of its own the charts of the first transform, with that curve."""
+    curves = _curves(site)
+    rows = _rows(curves, "normalised")
+    for number, image in enumerate(curves.drawn if rows else ()):
+        charts = [replace(chart, curves=(chart.curves[number],)) for chart in rows[0].charts]
+        values = {"transform": rows[0].transform, "charts": charts, "plot": PLOT}
+        yield image.id, Panel(site.title, "invariance-image.html", values, address=_address(site))
 
 
 def pages(site: Site) -> Iterator[Page]:
     """invariance.html: a row of charts for each transform, then the distances as measured."""
-    curves = read(site.analysis, site.results.layers)
+    curves = _curves(site)
     values = {
         "curves": curves,
         "plot": PLOT,
@@ -85,7 +97,15 @@ def pages(site: Site) -> Iterator[Page]:
         "rows": _rows(curves, "normalised"),
         "measured": _rows(curves, "distance"),
     }
-    yield Page(f"{site.slug}.html", "invariance.html", values)
+    yield Page(_address(site), "invariance.html", values)
+
+
+def _address(site: Site) -> str:
+    return f"{site.slug}.html"
+
+
+def _curves(site: Site) -> Curves:
+    return read(site.analysis, [layer.name for layer in site.layers])
 
 
 def _rows(curves: Curves, distance: str) -> list[Row]:
@@ -94,29 +114,29 @@ def _rows(curves: Curves, distance: str) -> list[Row]:
     Charts that share a unit share an axis: normalised distances all, distances as measured those
     of one layer, for the layers differ in scale.
     """
-    known = {transform.name: transform for transform in KNOWN}
-    others = [Transform(name, name, "amount") for name in curves.amounts if name not in known]
-    found = [one for one in (*KNOWN, *others) if one.name in curves.amounts]
-    names = [(one.name, layer, distance) for one in found for layer in curves.layers]
+    titled = {transform.name for transform in TRANSFORMS}
+    others = [Transform(name, name, "amount") for name in curves.amounts if name not in titled]
+    transforms = [one for one in (*TRANSFORMS, *others) if one.name in curves.amounts]
+    names = [(one.name, layer, distance) for one in transforms for layer in curves.layers]
     tall = {layer: _all(curves, [n for n in names if n[1] == layer]) for layer in curves.layers}
     if distance == "normalised":
         tall = dict.fromkeys(tall, _all(curves, names))
     rows = []
-    for transform in found:
-        panels = [
-            _panel(curves, transform, layer, distance, charts.axis([0.0, *tall[layer]], whole=True))
+    for transform in transforms:
+        drawn = [
+            _chart(curves, transform, layer, distance, charts.axis([0.0, *tall[layer]], whole=True))
             for layer in curves.layers
             if (transform.name, layer, distance) in curves.means
         ]
         if distance == "normalised":
             whole = charts.axis((0.0, 1.0), most=6)
-            output = _panel(curves, transform, None, "probability", whole)
-            panels += [] if not output.mean else [output]
-        rows.append(Row(transform, tuple(panel for panel in panels if panel.mean)))
-    return [row for row in rows if row.panels]
+            output = _chart(curves, transform, None, "probability", whole)
+            drawn += [] if not output.mean else [output]
+        rows.append(Row(transform, tuple(chart for chart in drawn if chart.mean)))
+    return [row for row in rows if row.charts]
 
 
-def _panel(curves: Curves, transform: Transform, layer: str | None, measure: str, y: Axis) -> Panel:
+def _chart(curves: Curves, transform: Transform, layer: str | None, measure: str, y: Axis) -> Chart:
     # The probability stands with every layer; it is that of the output.
     name = (transform.name, layer or curves.layers[0], measure)
     amounts = curves.amounts[transform.name]
@@ -126,12 +146,12 @@ def _panel(curves: Curves, transform: Transform, layer: str | None, measure: str
         return charts.path(amounts, values.tolist(), x, y)
 
     single = tuple(path(values) for values in curves.single[name])
-    return Panel(layer, measure, transform.unit, x, y, path(curves.means[name]), single)
+    return Chart(layer, measure, transform.unit, x, y, path(curves.means[name]), single)
 
 
 def _all(curves: Curves, names: list[tuple[str, str, str]]) -> list[float]:
     """Every value of some curves, the mean's too."""
-    given = [name for name in names if name in curves.means]
-    parts = [curves.single[name].ravel() for name in given] + [curves.means[n] for n in given]
+    stored = [name for name in names if name in curves.means]
+    parts = [curves.single[name].ravel() for name in stored] + [curves.means[n] for n in stored]
     values: list[float] = np.concatenate(parts).tolist() if parts else []
     return values

@@ -3,63 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any
 
 from zfscale.gallery import colours, names, pictures
-from zfscale.gallery.heatmaps import ClassMap, Heat, heat
-from zfscale.gallery.occluded import FACTS, Grid, Maps, Occluded, facts, maps, projected, watched
-from zfscale.gallery.output import File
-from zfscale.gallery.pages import Chapter, Page
+from zfscale.gallery.heatmaps import ClassMap, MapRange, map_range
+from zfscale.gallery.occluded import (
+    IMAGES,
+    Grid,
+    Maps,
+    Occluded,
+    count_extra_features,
+    count_projections,
+    read_images,
+    read_maps,
+)
+from zfscale.gallery.pages import File, Page, Panel, with_neighbours
 from zfscale.gallery.pictures import Pixels
 from zfscale.gallery.site import Feature, LayerView, Site, class_name
 from zfscale.records import Box
-
-Item = TypeVar("Item")
 
 KIND = "occlusion"
 PER_PAGE = 200
 """Images on a page of the index."""
 
 SAMPLES = 8
-"""Images on the first page."""
+"""Images on the first page, and on that of a feature."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image with what its maps span, as pages show it.
-
-    `title` names its class; `probability` is None where the network has no classes. `field` is
-    (x, y, width, height) of the part of the image that the strongest unit sees.
-    """
+class Cell:
+    """An image as a cell of a page shows it: `title` names its class."""
 
     item: Occluded
     title: str
-    activation: Heat
-    probability: Heat | None
-    field: tuple[int, int, int, int] | None
     folder: str
 
     @property
-    def fall(self) -> Heat:
-        """The map that says how much is lost: of the probability, else of the activation."""
-        return self.probability or self.activation
+    def measure(self) -> str:
+        """What is lost under the occluder: the probability, without classes the activation."""
+        return "total activation" if self.item.probability is None else "probability"
 
     @property
     def change(self) -> str:
-        """That value without the occluder, and where it is lowest, to be compared with others."""
-        before, least = self.fall.before, self.fall.least
-        if self.probability is None:
-            return f"{names.number(before)} → {names.number(least)}"
-        return f"{before:.2f} → {least:.2f}"
-
-    @property
-    def at_lowest(self) -> tuple[int, int] | None:
-        """(x, y) of the occluder's top left corner where that map is lowest."""
-        at, stride = self.fall.at, self.item.stride
-        return None if at is None else (at[1] * stride[1], at[0] * stride[0])
+        """That value without the occluder."""
+        if self.item.probability is None:
+            return names.number(self.item.total)
+        return f"{self.item.probability:.2f}"
 
     @property
     def page(self) -> str:
@@ -71,6 +64,38 @@ class Shown:
         `classes`, `loss`; or its `data`.
         """
         return f"{self.folder}/{self.item.id}" + (".js" if what == "data" else f"-{what}.png")
+
+
+@dataclass(frozen=True)
+class Shown(Cell):
+    """An image with what its maps span.
+
+    `probability` is None where the network has no classes. `field` is (x, y, width, height) of
+    the part of the image that the strongest unit sees.
+    """
+
+    activation: MapRange
+    probability: MapRange | None
+    field: tuple[int, int, int, int] | None
+
+    @property
+    def loss(self) -> MapRange:
+        """The map that says how much is lost: of the probability, else of the activation."""
+        return self.probability or self.activation
+
+    @property
+    def change(self) -> str:
+        """That value without the occluder, and where it is lowest, to be compared with others."""
+        before, least = self.loss.before, self.loss.least
+        if self.probability is None:
+            return f"{names.number(before)} → {names.number(least)}"
+        return f"{before:.2f} → {least:.2f}"
+
+    @property
+    def at_lowest(self) -> tuple[int, int] | None:
+        """(x, y) of the occluder's top left corner where that map is lowest."""
+        at, stride = self.loss.at, self.item.stride
+        return None if at is None else (at[1] * stride[1], at[0] * stride[0])
 
 
 @dataclass(frozen=True)
@@ -86,35 +111,62 @@ class Evidence:
 
 def count(site: Site) -> int:
     """A page an image with its data and maps, and the pages of the index."""
-    each = sum(4 if item.probability is None else 6 for item in facts(site.analysis))
-    each += watched(site.analysis) * sum(1 for _ in facts(site.analysis))
-    return each + projected(site.analysis) + _index_pages(site)
+    extra = count_extra_features(site.analysis)
+    images = read_images(site.analysis)
+    each = sum((4 if image.probability is None else 6) + extra for image in images)
+    return each + count_projections(site.analysis) + _index_pages(site)
 
 
-def chapter(site: Site) -> Chapter | None:
+def images(site: Site) -> Iterator[str]:
+    """All its images."""
+    return (image.id for image in read_images(site.analysis))
+
+
+def overview_panel(site: Site) -> Panel | None:
     """The first images, with the maps of how much is lost."""
-    images = frozenset(item.id for item in facts(site.analysis))
-    if not images:
+    count = site.analysis.dataset(IMAGES).count_rows()
+    if count == 0:
         return None
-    found = islice(maps(site.analysis), SAMPLES)
-    shown = [_shown(site, item, grids) for item, grids in found]
-    values = {"images": shown, "count": len(images), "title": site.title}
-    return Chapter(site.analysis.name, _index(site, 0), 7, "occlusion-strip.html", values, images)
+    first = islice(read_maps(site.analysis), SAMPLES)
+    values = {"images": [_shown(site, item, maps) for item, maps in first], "count": count}
+    return Panel(site.title, "occlusion-overview.html", values, address=_index(site, 0))
+
+
+def feature_panels(site: Site) -> Iterator[tuple[str, int, Panel]]:
+    """For the feature of each strongest map the first images in which it was that."""
+    cells: defaultdict[tuple[str, int], list[Cell]] = defaultdict(list)
+    for image in read_images(site.analysis):
+        of_feature = cells[image.layer, image.feature]
+        if len(of_feature) < SAMPLES:
+            of_feature.append(_cell(site, image))
+    for (layer, feature), of_feature in cells.items():
+        values = {"images": of_feature}
+        panel = Panel(site.title, "occlusion-feature.html", values, address=_index(site, 0))
+        yield layer, feature, panel
+
+
+def image_panels(site: Site) -> Iterator[tuple[str, Panel]]:
+    """For each image the map of how much is lost."""
+    for image in read_images(site.analysis):
+        cell = _cell(site, image)
+        target = class_name(site.results.classes, image.target)
+        values = {"image": cell, "target": target}
+        yield image.id, Panel(site.title, "occlusion-image.html", values, address=cell.page)
 
 
 def pages(site: Site) -> Iterator[Page]:
     """occlusion/ID.html for every image, chained, and after each PER_PAGE of them their index."""
-    shown = ((_shown(site, item, grids), grids) for item, grids in maps(site.analysis))
+    shown = ((_shown(site, item, maps), maps) for item, maps in read_maps(site.analysis))
     collected: list[Shown] = []
     at, last = 0, _index_pages(site) - 1
-    for before, (image, grids), after in _around(shown):
+    for before, (image, maps), after in with_neighbours(shown):
         collected.append(image)
         values = {
             "previous": before and before[0],
             "next": after and after[0],
             "up": f"{_index(site, at)}#i{image.item.id}",
         }
-        yield _image_page(site, image, grids, values)
+        yield _image_page(site, image, maps, values)
         if len(collected) == PER_PAGE or after is None:
             listed = {
                 "images": collected,
@@ -127,40 +179,40 @@ def pages(site: Site) -> Iterator[Page]:
             collected, at = [], at + 1
 
 
-def _image_page(site: Site, image: Shown, found: Maps, links: Mapping[str, Any]) -> Page:
+def _image_page(site: Site, image: Shown, maps: Maps, links: Mapping[str, Any]) -> Page:
     item = image.item
-    heats = {"activation": (image.activation, found.activation)}
+    ranges = {"activation": (image.activation, maps.activation)}
     if image.probability is not None:
-        heats["probability"] = (image.probability, found.probability)
-    further = {number: heat(one.activation, one.total) for number, one in found.further.items()}
-    for number, span in further.items():
-        heats[f"activation-{number}"] = (span, found.further[number].activation)
-    drawn = {what: _picture(span, grid) for what, (span, grid) in heats.items()}
+        ranges["probability"] = (image.probability, maps.probability)
+    extra = {number: map_range(one.activation, one.total) for number, one in maps.extra.items()}
+    for number, span in extra.items():
+        ranges[f"activation-{number}"] = (span, maps.extra[number].activation)
+    drawn = {what: _picture(span, grid) for what, (span, grid) in ranges.items()}
     # From zero, so that maps of several images can be compared.
-    span, grid = heats["activation" if image.probability is None else "probability"]
-    drawn["loss"] = colours.heat(grid, min(0.0, span.low), span.high)
-    if found.projection is not None:
-        drawn["projection"] = pictures.to_grey(found.projection.pixels)
+    span, grid = ranges["activation" if image.probability is None else "probability"]
+    drawn["loss"] = colours.on_scale(grid, min(0.0, span.low), span.high)
+    if maps.projection is not None:
+        drawn["projection"] = pictures.to_grey(maps.projection.pixels)
     data: dict[str, Any] = {"cover": item.cover, "stride": item.stride, "grid": item.grid}
-    data["values"] = {what: _texts(span, grid) for what, (span, grid) in heats.items()}
+    data["values"] = {what: _texts(span, grid) for what, (span, grid) in ranges.items()}
     values: dict[str, Any] = {
         "image": image,
         "item": item,
         "predicted": class_name(site.results.classes, item.predicted),
         "target": class_name(site.results.classes, item.target),
-        "further": further,
-        "projection": found.projection,
+        "extra": extra,
+        "projection": maps.projection,
         "evidence": _evidence(site, item),
-        "scale": colours.HEAT,
+        "scale": colours.SCALE,
         "occluder": site.occluder(),
     }
     if image.probability is not None:
-        classes = ClassMap(found.predicted, item.target, site.results.classes)
+        classes = ClassMap(maps.predicted, item.target, site.results.classes)
         values["legend"] = classes.legend
         drawn["classes"] = classes.picture()
         data["classes"] = [classes.name(label) for label in classes.order]
         numbers: dict[float, int] = {label: at for at, label in enumerate(classes.order)}
-        data["values"]["class"] = [numbers.get(x) for x in found.predicted.ravel().tolist()]
+        data["values"]["class"] = [numbers.get(x) for x in maps.predicted.ravel().tolist()]
     script = f"globalThis.zfscaleMaps={names.script_json(data)};\n"
     files = [File(image.file("data"), script.encode("ascii"))]
     for what, pixels in drawn.items():
@@ -168,15 +220,19 @@ def _image_page(site: Site, image: Shown, found: Maps, links: Mapping[str, Any])
     return Page(image.page, "occlusion.html", {**values, **links}, tuple(files))
 
 
-def _shown(site: Site, item: Occluded, found: Maps) -> Shown:
-    seen = item.probability is not None
+def _cell(site: Site, item: Occluded) -> Cell:
+    return Cell(item, class_name(site.results.classes, item.label) or "no label", site.slug)
+
+
+def _shown(site: Site, item: Occluded, maps: Maps) -> Shown:
+    cell = _cell(site, item)
     return Shown(
-        item,
-        class_name(site.results.classes, item.label) or "no label",
-        heat(found.activation, item.total),
-        heat(found.probability, item.probability) if seen else None,
+        cell.item,
+        cell.title,
+        cell.folder,
+        map_range(maps.activation, item.total),
+        None if item.probability is None else map_range(maps.probability, item.probability),
         None if item.box is None else _inside(item.box, site.input),
-        site.slug,
     )
 
 
@@ -189,30 +245,22 @@ def _inside(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def _evidence(site: Site, item: Occluded) -> Evidence | None:
     """None if the layer was not scanned."""
-    layer = next((layer for layer in site.layers if layer.name == item.layer), None)
-    if layer is None:
+    layer = site.layer(item.layer)
+    feature = None if layer is None else layer.feature(item.feature)
+    if layer is None or feature is None:
         return None
-    feature = next(one for one in layer.features if one.number == item.feature)
     ranks = (winner.rank for winner in feature.winners if winner.image == item.id)
     rank = next(ranks, layer.shown)
     return Evidence(layer, feature, divmod(rank, layer.columns) if rank < layer.shown else None)
 
 
-def _picture(span: Heat, values: Grid) -> Pixels:
-    return colours.heat(values, span.low, span.high)
+def _picture(span: MapRange, values: Grid) -> Pixels:
+    return colours.on_scale(values, span.low, span.high)
 
 
-def _texts(span: Heat, values: Grid) -> list[str]:
+def _texts(span: MapRange, values: Grid) -> list[str]:
     """The values row by row, as they are to be read."""
     return [span.text(value) for value in values.ravel().tolist()]
-
-
-def _around(items: Iterable[Item]) -> Iterator[tuple[Item | None, Item, Item | None]]:
-    """Each item with the one before and the one after it, three held at a time."""
-    ends: list[Item | None] = [None]
-    for (before, item), (_, after) in pairwise(pairwise(chain(ends, items, ends))):
-        if item is not None:
-            yield before, item, after
 
 
 def _index(site: Site, at: int) -> str:
@@ -221,5 +269,5 @@ def _index(site: Site, at: int) -> str:
 
 
 def _index_pages(site: Site) -> int:
-    images: int = site.analysis.dataset(FACTS).count_rows()
+    images: int = site.analysis.dataset(IMAGES).count_rows()
     return math.ceil(images / PER_PAGE)

@@ -1,33 +1,19 @@
-"""The first page: the run at a glance, and every layer with a few of its features."""
+"""The first page: the run at a glance, what is not complete, and every layer of every scan with a
+few of its features.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from zfscale.gallery.pages import Page
-from zfscale.gallery.site import Feature, LayerView, Site
-from zfscale.records import Status
+from zfscale.gallery.site import OVERVIEW, Feature, LayerView, ScanView, Site
 from zfscale.runs.results import Results
+from zfscale.runs.summary import count_images
 
 SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Images:
-    """How the images of the run ended; errors in 0..1, None without labels."""
-
-    ok: int
-    quarantined: int
-    duplicate: int
-    reasons: dict[str, int]
-    top1: float | None
-    top5: float | None
 
 
 def count(site: Site) -> int:  # noqa: ARG001
@@ -36,38 +22,20 @@ def count(site: Site) -> int:  # noqa: ARG001
 
 
 def pages(site: Site) -> Iterator[Page]:
-    """One page, index.html."""
+    """One page, index.html. The images at a glance are those of the first scan."""
+    scan = site.scan
     values = {
-        "images": count_images(site.results) if site.layers else None,
-        "samples": {layer.slug: samples(layer) for layer in site.layers},
-        "features": sum(len(layer.features) for layer in site.layers),
-        "dead": sum(feature.dead for layer in site.layers for feature in layer.features),
+        "images": None if scan is None else count_images(scan.analysis.dataset("images")),
+        "features": {each.name: sum(len(x.features) for x in each.layers) for each in site.scans},
+        "dead": {each.name: _dead(each) for each in site.scans},
+        "samples": {x.address: samples(x) for each in site.scans for x in each.layers},
         "details": json.dumps(_details(site.results), indent=2, ensure_ascii=False),
     }
-    yield Page("index.html", "index.html", values)
+    yield Page(OVERVIEW, "index.html", values)
 
 
-def count_images(results: Results) -> Images:
-    """Counts from `images`, read batch by batch: the table grows with the input."""
-    status: dict[str, int] = {}
-    reasons: dict[str, int] = {}
-    ranked = wrong1 = wrong5 = 0
-    columns = ["status", "reason", "true_class_rank"]
-    for batch in results.dataset("images").to_batches(columns=columns):
-        _add(status, batch["status"])
-        _add(reasons, batch["reason"].drop_null())
-        rank = batch["true_class_rank"].drop_null()
-        ranked += len(rank)
-        wrong1 += pc.sum(pc.greater_equal(rank, 1)).as_py() or 0
-        wrong5 += pc.sum(pc.greater_equal(rank, 5)).as_py() or 0
-    return Images(
-        ok=status.get(Status.OK, 0),
-        quarantined=status.get(Status.QUARANTINED, 0),
-        duplicate=status.get(Status.DUPLICATE, 0),
-        reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])),
-        top1=wrong1 / ranked if ranked else None,
-        top5=wrong5 / ranked if ranked else None,
-    )
+def _dead(scan: ScanView) -> int:
+    return sum(feature.dead for layer in scan.layers for feature in layer.features)
 
 
 def samples(layer: LayerView) -> list[Feature]:
@@ -82,8 +50,3 @@ def _details(results: Results) -> dict[str, Any]:
     record = results.record
     details = {"run": results.run, "run_id": record.run_id, "created": record.created}
     return {**details, **record.metadata, "fingerprint": record.fingerprint}
-
-
-def _add(counts: dict[str, int], values: pa.Array[Any]) -> None:
-    for item in pc.value_counts(values).to_pylist():
-        counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]

@@ -4,7 +4,7 @@
 
 const root = document.documentElement.dataset.root;
 const box = document.getElementById("search");
-const found = document.getElementById("found");
+const matches = document.getElementById("matches");
 const dialog = document.getElementById("keys");
 const LIMIT = 60;
 
@@ -15,8 +15,8 @@ function featureEntry(layer, feature) {
   const top = zfscale.classes[layer.top[feature]];
   return {
     text: `${layer.name} ${feature}`,
-    note: top ?? "",
-    address: `${root}features/${layer.slug}/${name}.html`,
+    note: [top, layer.scan].filter(Boolean).join(" · "),
+    address: `${root}${layer.folder}features/${layer.slug}/${name}.html`,
   };
 }
 
@@ -24,8 +24,8 @@ function layerEntry(layer) {
   const count = layer.top.length;
   return {
     text: layer.name,
-    note: count === 1 ? "1 feature" : `${count} features`,
-    address: `${root}layers/${layer.slug}.html`,
+    note: [count === 1 ? "1 feature" : `${count} features`, layer.scan].filter(Boolean).join(" · "),
+    address: `${root}${layer.folder}layers/${layer.slug}.html`,
   };
 }
 
@@ -69,10 +69,11 @@ function search(text) {
   if (!query) return [];
   const exact = zfscale.layers.filter((layer) => layer.name.toLowerCase() === query);
   const layers = layersLike(query).filter((layer) => !exact.includes(layer));
-  const chapters = zfscale.chapters.filter(({ name }) => name.startsWith(query)).map(chapterEntry);
+  const chapters = zfscale.chapters.filter(({ name }) => name.toLowerCase().startsWith(query)).map(chapterEntry);
   const all = [...exact.map(layerEntry), ...chapters, ...byNumber(query), ...layers.map(layerEntry), ...byClass(query)];
-  const seen = new Set();
-  return all.filter(({ address }) => !seen.has(address) && seen.add(address)).slice(0, LIMIT);
+  const addresses = new Set();
+  const isNew = ({ address }) => !addresses.has(address) && addresses.add(address);
+  return all.filter(isNew).slice(0, LIMIT);
 }
 
 // The list below the search box.
@@ -81,7 +82,7 @@ let chosen = 0;
 
 function item(entry, index) {
   const row = document.createElement("li");
-  row.id = `found-${index}`;
+  row.id = `match-${index}`;
   row.role = "option";
   const link = document.createElement("a");
   link.href = entry.address;
@@ -97,20 +98,20 @@ function item(entry, index) {
 
 function show() {
   const entries = search(box.value);
-  found.replaceChildren(...entries.map(item));
+  matches.replaceChildren(...entries.map(item));
   if (!entries.length && box.value.trim()) {
     const none = document.createElement("li");
     none.className = "none";
     none.textContent = "Nothing found. Try a layer, a number or a class.";
-    found.append(none);
+    matches.append(none);
   }
-  found.hidden = !box.value.trim();
-  box.setAttribute("aria-expanded", String(!found.hidden));
+  matches.hidden = !box.value.trim();
+  box.setAttribute("aria-expanded", String(!matches.hidden));
   choose(0);
 }
 
 function choose(index) {
-  const rows = found.querySelectorAll("[role=option]");
+  const rows = matches.querySelectorAll("[role=option]");
   chosen = Math.max(0, Math.min(index, rows.length - 1));
   rows.forEach((row, at) => row.setAttribute("aria-selected", String(at === chosen)));
   if (!rows.length) return box.removeAttribute("aria-activedescendant");
@@ -119,7 +120,7 @@ function choose(index) {
 }
 
 function close() {
-  found.hidden = true;
+  matches.hidden = true;
   box.setAttribute("aria-expanded", "false");
 }
 
@@ -128,7 +129,7 @@ box.addEventListener("focus", show);
 box.addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown") choose(chosen + 1);
   else if (event.key === "ArrowUp") choose(chosen - 1);
-  else if (event.key === "Enter") found.querySelectorAll("[role=option] a")[chosen]?.click();
+  else if (event.key === "Enter") matches.querySelectorAll("[role=option] a")[chosen]?.click();
   else if (event.key === "Escape") { close(); box.blur(); }
   else return;
   event.preventDefault();

@@ -1,4 +1,6 @@
-"""A page for each feature, at a stable address: its winners one by one, and its statistics."""
+"""What a scan found: a page for each layer with every feature a cell, projections beside patches
+(paper, Figure 2), and a page for each feature with its winners one by one and its statistics.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zfscale.gallery import pictures
-from zfscale.gallery.pages import Page
-from zfscale.gallery.pages.layers import around
+from zfscale.gallery.pages import Page, with_neighbours
 from zfscale.gallery.site import Feature, LayerView, Site, Winner
 
+KIND = "scan"
 BINS = 32
 
 
@@ -49,7 +51,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Seen:
+class WinnerBoxes:
     """Where a winner's evidence lies: boxes as (x, y, width, height) for SVG.
 
     `field` is the receptive field in the image, `frame` holds the image and the field,
@@ -63,24 +65,27 @@ class Seen:
 
 
 def count(site: Site) -> int:
-    """One page a feature."""
-    return sum(len(layer.features) for layer in site.layers)
+    """One page a layer, and one a feature."""
+    return sum(1 + len(layer.features) for layer in site.layers)
 
 
 def pages(site: Site) -> Iterator[Page]:
-    """features/LAYER/NUMBER.html for every feature, chained within the layer."""
-    for layer, (before, after) in zip(site.layers, around(site.layers), strict=True):
+    """layers/NAME.html for every layer, chained in the order of the network, and
+    features/LAYER/NUMBER.html for every feature, chained within the layer.
+    """
+    for before, layer, after in with_neighbours(site.layers):
+        links = {"previous": before, "next": after}
+        yield Page(layer.address, "layer.html", {"layer": layer, **links})
         histograms = _histograms(layer)
-        chain = [None, *layer.features, None]
-        for index, feature in enumerate(layer.features):
+        for previous, feature, following in with_neighbours(layer.features):
             values = {
                 "layer": layer,
                 "feature": feature,
-                "previous": chain[index],
-                "next": chain[index + 2],
+                "previous": previous,
+                "next": following,
                 "previous_layer": before,
                 "next_layer": after,
-                "seen": [_seen(site, layer, winner) for winner in feature.winners],
+                "winners": [_boxes(site, layer, winner) for winner in feature.winners],
                 "padding": "rgb({},{},{})".format(*site.results.preprocessing.mean_colour),
                 "columns": pictures.side(layer.kept),
                 "histograms": [(h, getattr(feature, name)) for name, h in histograms.items()],
@@ -88,13 +93,13 @@ def pages(site: Site) -> Iterator[Page]:
             yield Page(layer.page(feature), "feature.html", values)
 
 
-def _seen(site: Site, layer: LayerView, winner: Winner) -> Seen:
+def _boxes(site: Site, layer: LayerView, winner: Winner) -> WinnerBoxes:
     height, width = site.input
     y0, x0, y1, x1 = winner.box or (0, 0, height, width)
     left, top = min(x0, 0), min(y0, 0)
     right, bottom = max(x1, width), max(y1, height)
     row, column = divmod(winner.rank, pictures.side(layer.kept))
-    return Seen(
+    return WinnerBoxes(
         winner,
         field=(x0, y0, x1 - x0, y1 - y0),
         frame=(left, top, right - left, bottom - top),
@@ -113,17 +118,17 @@ def _histograms(layer: LayerView) -> dict[str, Histogram]:
         "fraction_active": "fraction of images active",
         "selectivity": "class selectivity",
     }
-    found = {}
+    histograms = {}
     for name, title in titles.items():
         values = _finite(layer.features, name)
         if len(values) and values.min() < values.max():
             counts, edges = np.histogram(values, bins=BINS)
             heights = tuple((counts / counts.max()).tolist())
-            found[name] = Histogram(title, float(edges[0]), float(edges[-1]), heights)
-    return found
+            histograms[name] = Histogram(title, float(edges[0]), float(edges[-1]), heights)
+    return histograms
 
 
 def _finite(features: tuple[Feature, ...], name: str) -> NDArray[np.float64]:
-    given = [getattr(feature, name) for feature in features]
-    values = np.array([value for value in given if value is not None], np.float64)
+    column = [getattr(feature, name) for feature in features]
+    values = np.array([value for value in column if value is not None], np.float64)
     return values[np.isfinite(values)]

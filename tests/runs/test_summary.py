@@ -1,10 +1,10 @@
 """The summary of a run: how far each analysis came, how to go on, and how the images ended."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-
-from dataclasses import replace
 
 from zfscale.records import Counts, File
 from zfscale.runs.ledger import Ledger, Planned

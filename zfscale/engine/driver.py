@@ -7,7 +7,7 @@ features x (k + classes) and with the number of tasks, not with the number of im
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from zfscale.engine.events import Finished, Level, Note, Report, StageBegun, StageDone, Summary
@@ -23,7 +23,6 @@ from zfscale.runs.ledger import Ledger
 from zfscale.runs.manifest import State
 from zfscale.runs.summary import count_images
 from zfscale.runs.tables import dataset_of
-from zfscale.storage.base import Storage
 
 
 def run(job: ResolvedJob, executor: Callable[[ResolvedJob], Executor], report: Report) -> Summary:

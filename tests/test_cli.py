@@ -196,11 +196,9 @@ def test_one_interrupt_ends_in_order_and_says_how_to_go_on(number: signal.Signal
 
 
 def test_a_second_interrupt_ends_at_once() -> None:
-    began = time.monotonic()
-    code, _, err = interrupted(60, signal.SIGINT, signal.SIGTERM)
+    code, out, err = interrupted(60, signal.SIGINT, signal.SIGTERM)
     assert code == 130
-    assert err == ""
-    assert time.monotonic() - began < 20
+    assert (out, err) == ("", "")  # nothing of what would have been done in a minute
 
 
 WRITING = """

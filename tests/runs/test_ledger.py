@@ -203,12 +203,16 @@ def test_replaced_results_are_dropped(storage, receipt):
     ledger = open_ledger(storage, **analyses)
     for name in analyses:
         ledger.commit(name, [receipt(storage, 1, name=name)])
+        storage.publish(f"{name}/part-00000.parquet", b"1")
         finish(ledger, name, name, [File(f"{name}/part-00000.parquet", SHA, 1, name, 1)])
     ledger = open_ledger(storage, replaced=["deep"], deep=Planned("scan", {"top_k": 2}))
     kept, new = (ledger.manifest.analyses[name] for name in ("scan", "deep"))
     assert (kept.state, kept.results, len(kept.tasks)) == (State.COMPLETE, "scan", 1)
     assert (new.state, new.results, new.tasks, new.published) == (State.PLANNED, None, {}, {})
     assert new.options == {"top_k": 2}
+    # A reader who asks only the disk finds no results that are no more.
+    assert storage.exists("scan/part-00000.parquet")
+    assert not storage.exists("deep/part-00000.parquet")
     ledger = open_ledger(storage, replaced=["deep"], scan=Planned("scan"))
     assert list(ledger.manifest.analyses) == ["scan"]
 

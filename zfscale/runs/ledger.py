@@ -66,10 +66,12 @@ class Ledger:
     ) -> Ledger:
         """Begin a run or take it up again, with the analyses of a job by name, and commit that.
 
-        What analyses of the names `replaced` hold is dropped. `fingerprint` must be the same as
-        long as an analysis that depends on it has committed tasks, and kind, options, files and
-        needs of each analysis as long as this one has. `metadata` is added to that of the run.
-        All are plain JSON. Raises FingerprintMismatch naming what differs and the ways out.
+        What analyses of the names `replaced` hold is dropped, and their final files are deleted:
+        whoever reads these without asking the manifest must not find the old ones. `fingerprint`
+        must be the same as long as an analysis that depends on it has committed tasks, and kind,
+        options, files and needs of each analysis as long as this one has. `metadata` is added to
+        that of the run. All are plain JSON. Raises FingerprintMismatch naming what differs and the
+        ways out.
         """
         probe(storage)
         fingerprint = _plain(fingerprint)
@@ -92,6 +94,9 @@ class Ledger:
             metadata={**state.metadata, **_plain(metadata or {})},
             analyses=analyses,
         )
+        for name in replaced:
+            for path in state.analyses[name].published if name in state.analyses else ():
+                storage.delete(path)
         return ledger
 
     @classmethod

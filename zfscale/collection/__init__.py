@@ -39,7 +39,8 @@ def find(
     images: Sequence[str],
     format: str | None = None,  # noqa: A002  (the key in the job file)
 ) -> list[Shard]:
-    """All shards at the given places, sorted by URI. Opens no container, lists no class folder.
+    """All shards at the given places, sorted by URI. Opens no container; lists a class folder
+    only on an object store, or where folders are in it.
 
     A place is a file, a folder, a glob or a URL of any of these. The order and the repetition of
     places make no difference, and no file is in two shards. Raises UsageError for a place where

@@ -265,7 +265,7 @@ class Results:
                 f"{self.run}: image {identity!r} is in no table of this run but `images`"
             )
         try:
-            data = sources.fetch(ref)
+            data = sources.fetch(ref, self.record.metadata["job"].get("format"))
         except OSError as error:
             raise ZfscaleError(
                 f"image {identity} cannot be read again from {place(ref)}: {error}; put the images"

@@ -250,10 +250,12 @@ def _bytes(image: pa.Scalar | None) -> bytes | None:
     return data
 
 
-def fetch(uri: str, group: int, row: int) -> bytes | None:
+def fetch(ref: ImageRef) -> bytes | None:
     """The image of one row again, or None where there is none."""
-    images = _row_group(uri, group)
-    return _bytes(images[row]) if images is not None and row < len(images) else None
+    if ref.row_group is None or ref.row is None:
+        return None
+    images = _row_group(ref.uri, ref.row_group)
+    return _bytes(images[ref.row]) if images is not None and ref.row < len(images) else None
 
 
 @functools.lru_cache(maxsize=2)

@@ -172,7 +172,7 @@ def _again(index: int, image: Image, kind: str | None) -> Sample:
     """Read an image that was accepted before. Changed bytes are as good as gone."""
     try:
         data = collection.fetch(image.ref, kind)
-    except (FileNotFoundError, IntegrityError):
+    except (FileNotFoundError, PermissionError, IntegrityError):
         data = b""
     if image_id(data) != image.id:
         return Sample(index, image.key, image.label, image.ref, reason=Reason.UNREADABLE)

@@ -59,10 +59,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where one encoded image lies: enough to read it again with one range read.
+    """Where one encoded image lies: enough to read this one again.
 
     A file or a tar member has `offset` and `length` in bytes; a Parquet cell has
-    `row_group` and `row` within that group. The other pair is None.
+    `row_group` and `row` within that group, and so has what only its format can read again. The
+    other pair is None.
     """
 
     uri: str

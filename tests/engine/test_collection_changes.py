@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import pytest
 import tinyjobs
@@ -121,6 +123,25 @@ def test_a_collection_that_changed_is_refused_and_the_scan_stays(
     again = counting()
     assert run(spec, again, "scan") == fresh
     assert zfscale.open(spec["run"])["scan"].state.value == "complete"
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("folder", ["", "bee", "bee/deep"])
+def test_an_image_added_to_a_folder_is_noticed(folder: str, place: str, tmp_path: Path) -> None:
+    images = str(tmp_path / "images") if place == "disk" else f"memory://{uuid.uuid4().hex}"
+    fs, root = fsspec.url_to_fs(images)
+    for seed, name in enumerate(("ant", folder, folder)):
+        fs.makedirs(f"{root}/{name}".rstrip("/"), exist_ok=True)
+        fs.pipe_file(f"{root}/{name}/{seed}.png".replace("//", "/"), tinyjobs.image(seed))
+    spec = tinyjobs.spec(tmp_path / "run", tmp_path, images=images)
+    run(spec)
+    run(spec, no_work)
+    added = f"{root}/{folder}/9.png".replace("//", "/")
+    fs.pipe_file(added, tinyjobs.image(9))
+    with pytest.raises(FingerprintMismatch, match="--replace scan"):
+        run(spec)
+    fs.rm_file(added)
+    run(spec, no_work if place == "memory" else counting())
 
 
 def test_a_shard_with_another_time_is_indexed_again_and_nothing_else(spec, shards) -> None:

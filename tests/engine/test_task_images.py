@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tinyjobs
 import torch
 
 from zfscale import collection
-from zfscale.engine.task_images import TaskImages, _read_ahead
-from zfscale.records import ImageRange, ImageRef, Preprocessing, Sample, Task
+from zfscale.engine.task_images import TaskImages, _again, _read_ahead
+from zfscale.records import (
+    Image,
+    ImageRange,
+    ImageRef,
+    Preprocessing,
+    Reason,
+    Sample,
+    Task,
+    image_id,
+)
 from zfscale.runs import segments
 from zfscale.storage import open_storage
 
@@ -41,6 +53,66 @@ def test_batches_are_of_one_size_and_layout_the_last_one_padded(tmp_path: Path) 
         assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
         assert all(batch.pixels[place].any() for place in range(len(batch.images)))
     assert not batches[1].pixels[3].any()
+
+
+def accepted(kind: str, folder: Path) -> tuple[Path, list[Image]]:
+    """A shard of three images, and what a scan has accepted of it."""
+    seeds = [tinyjobs.image(seed) for seed in range(3)]
+    file = folder / f"a.{kind}"
+    if kind == "tar":
+        tinyjobs.write_tar(file, range(3))
+    else:
+        pq.write_table(pa.table({"image": seeds}), file, compression="none")
+    (shard,) = collection.find([str(file)])
+    found = collection.read(shard, collection.index(shard))
+    return file, [
+        Image(sample.index, image_id(data), sample.key, None, sample.ref, 20, 22)
+        for sample, data in zip(found, seeds, strict=True)
+    ]
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def overwritten(file: Path) -> None:
+    """Its beginning, where the images lie: in Parquet with the header of their page."""
+    data = file.read_bytes()
+    file.write_bytes(b"\xff" * 1200 + data[1200:])
+
+
+DAMAGES = {"cut": cut, "overwritten": overwritten, "gone": Path.unlink}
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_image_that_was_changed_since_the_scan_is_unreadable(
+    damage: str, kind: str, tmp_path: Path
+) -> None:
+    file, images = accepted(kind, tmp_path)
+    DAMAGES[damage](file)
+    again = [_again(place, image, None) for place, image in enumerate(images)]
+    assert again[0].data is None
+    assert again[0].reason is Reason.UNREADABLE
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_permission_that_was_taken_away_and_errors_that_may_pass(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, images = accepted(kind, tmp_path)
+
+    def failing(error: OSError) -> Sample:
+        def fail(*_: object, **__: object) -> object:
+            raise error
+
+        monkeypatch.setattr("zfscale.storage.files.open_file", fail)
+        return _again(0, images[0], None)
+
+    assert failing(PermissionError(errno.EACCES, "denied")).reason is Reason.UNREADABLE
+    for error in (TimeoutError("network"), OSError(errno.EIO, "disk")):
+        with pytest.raises(type(error)):
+            failing(error)
 
 
 @pytest.mark.parametrize("ahead", [1, 7, 100])

@@ -122,9 +122,9 @@ def test_each_winning_image_is_read_once(
     read: Counter[int | None] = Counter()
     fetch = sources.fetch
 
-    def counted(ref):
+    def counted(ref, kind):
         read[ref.uri] += 1
-        return fetch(ref)
+        return fetch(ref, kind)
 
     monkeypatch.setattr(sources, "fetch", counted)
     done: list[tuple[int, int]] = []

@@ -101,9 +101,9 @@ def test_every_image_is_read_once_for_all_its_uses(
     read: Counter[str] = Counter()
     fetch = sources.fetch
 
-    def counted(ref):
+    def counted(ref, kind):
         read[ref.uri] += 1
-        return fetch(ref)
+        return fetch(ref, kind)
 
     monkeypatch.setattr(sources, "fetch", counted)
     done: list[tuple[int, int]] = []

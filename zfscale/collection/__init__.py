@@ -39,7 +39,8 @@ def find(
     images: Sequence[str],
     format: str | None = None,  # noqa: A002  (the key in the job file)
 ) -> list[Shard]:
-    """All shards at the given places, sorted by URI. Opens no container, lists no class folder.
+    """All shards at the given places, sorted by URI. Opens no container; lists a class folder
+    only on an object store, or where folders are in it.
 
     A place is a file, a folder, a glob or a URL of any of these. The order and the repetition of
     places make no difference, and no file is in two shards. Raises UsageError for a place where
@@ -260,25 +261,29 @@ def _found(shard: Shard, samples: Sequence[Sample]) -> Iterator[Sample]:
         return  # The rest follows as unreadable.
 
 
-def fetch(ref: ImageRef) -> bytes:
-    """The encoded bytes of one image again, by one range read or one Parquet row group.
+def fetch(
+    ref: ImageRef,
+    format: str | None = None,  # noqa: A002  (the key in the job file)
+) -> bytes:
+    """The encoded bytes of one image again, by one range read or as its format reads one image.
 
     Raises OSError where the file is gone and IntegrityError where it has changed.
     """
-    data: bytes | None = None
-    if ref.row_group is not None and ref.row is not None:
-        from zfscale.collection.formats import parquet
-
-        data = parquet.fetch(ref.uri, ref.row_group, ref.row)
-    elif ref.offset is not None and ref.length is not None:
-        try:
-            data = files.read_range(ref.uri, ref.offset, ref.length)
-        except files.NotAFile as error:
-            raise IntegrityError(f"{error}; was it changed after the scan?") from error
-        data = data if len(data) == ref.length else None
+    kind = formats.get(format or formats.claiming(ref.uri) or LOOSE)
+    try:
+        data: bytes | None = getattr(kind, "fetch", _range)(ref)
+    except files.NotAFile as error:
+        raise IntegrityError(f"{error}; was it changed after the scan?") from error
     if data is None:
         raise IntegrityError(f"{ref}: no image there; was the file changed after the scan?")
     return data
+
+
+def _range(ref: ImageRef) -> bytes | None:
+    if ref.offset is None or ref.length is None:
+        return None
+    data = files.read_range(ref.uri, ref.offset, ref.length)
+    return data if len(data) == ref.length else None
 
 
 def records(

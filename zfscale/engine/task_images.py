@@ -52,6 +52,7 @@ class TaskImages:
         self.device = job.device
         self.threads = job.decode_threads
         self._storage = storage
+        self._format = job.format
         self._rows: dict[int, dict[str, Any]] = {}
         self._refused: dict[str, Reason] = {}
 
@@ -138,7 +139,7 @@ class TaskImages:
                 yield from collection.read(images.shard, references(self._storage, images))
             case ImageList(images=images):
                 for index, image in enumerate(images):
-                    yield _again(index, image)
+                    yield _again(index, image, self._format)
 
     def _blank(self) -> torch.Tensor:
         shape = (self.batch, 3, *self.preprocessing.crop)
@@ -167,11 +168,11 @@ def _read_ahead(samples: Iterator[Sample], ahead: int) -> Iterator[Sample]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _again(index: int, image: Image) -> Sample:
+def _again(index: int, image: Image, kind: str | None) -> Sample:
     """Read an image that was accepted before. Changed bytes are as good as gone."""
     try:
-        data = collection.fetch(image.ref)
-    except (FileNotFoundError, IntegrityError):
+        data = collection.fetch(image.ref, kind)
+    except (FileNotFoundError, PermissionError, IntegrityError):
         data = b""
     if image_id(data) != image.id:
         return Sample(index, image.key, image.label, image.ref, reason=Reason.UNREADABLE)

@@ -201,7 +201,7 @@ class Results:
     def pixels(self, identity: str, ref: ImageRef) -> NDArray[np.uint8]:
         """An image by its reference: what `image` returns, for readers of many images."""
         try:
-            data = sources.fetch(ref)
+            data = sources.fetch(ref, self.record.metadata["job"].get("format"))
         except OSError as error:
             raise ZfscaleError(
                 f"image {identity} cannot be read again from {place(ref)}: {error}; put the images"

@@ -296,14 +296,25 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str, info: Mapping[str, Any]) -
         return Entry(path, 0)  # A link that leads nowhere; reading it will say so.
 
 
-def fingerprint(entries: Iterable[Entry]) -> str | None:
-    """Text that changes when one of several files does; None where that of one is unknown."""
+def fingerprint(entries: Iterable[Entry]) -> str:
+    """Text that changes when one of several files does, comes or goes.
+
+    Where the version of one is unknown, its name and its size have to do.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for entry in entries:
-        if entry.version is None:
-            return None
         digest.update(f"{entry.uri!a} {entry.size} {entry.version}\n".encode())
     return digest.hexdigest()
+
+
+def has_no_folders(folder: str) -> bool:
+    """Whether a local folder says, without being listed, that there is none in it.
+
+    Most file systems count a link for each folder; those that do not give another number. A
+    symbolic link to a folder is not counted.
+    """
+    path = local_path(folder)
+    return path is not None and Path(path).stat().st_nlink == 2
 
 
 def look(folder: str, limit: int | None = None) -> Level:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 
 import collected
@@ -211,7 +212,7 @@ def test_folder_whose_name_is_not_unicode(tmp_path: Path) -> None:
 def test_no_class_folder_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some are looked into, to tell them from folders of containers; however many there are."""
     for name in range(100):
-        make(tmp_path, f"{name:03d}/a.jpg", f"{name:03d}/b/c.jpg")
+        make(tmp_path, f"{name:03d}/a.jpg", f"{name:03d}/c.jpg")
     looked: list[str] = []
     scandir = os.scandir
 
@@ -224,3 +225,37 @@ def test_no_class_folder_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(shards) == 100
     assert len(looked) == 2 + sources.PEEKS
     assert sum(each.images for each in collect(tmp_path)) == 200
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_what_is_added_and_removed_in_a_folder_shows(place: str, tmp_path: Path) -> None:
+    """Straight in it and below it, on a disk and where there are no folders."""
+    root = str(tmp_path) if place == "disk" else f"memory://{uuid.uuid4().hex}"
+    fs, path = files.locate(root)
+    for name in ("flat.jpg", "cat/a.jpg", "cat/deep/er/b.jpg", "dog/a.jpg"):
+        fs.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(f"{path}/{name}", name.encode())
+
+    def versions() -> dict[str, str | None]:
+        return {files.name(shard.uri): shard.version for shard in sources.find([root])}
+
+    flat = files.name(root)
+    before = versions()
+    assert set(before) == {flat, "cat", "dog"}
+    assert versions() == before
+    for folder, name in ((flat, ""), ("cat", "cat/"), ("cat", "cat/deep/er/"), ("dog", "dog/")):
+        fs.pipe_file(f"{path}/{name}new.jpg", b"new")
+        after = versions()
+        assert {each for each in after if after[each] != before[each]} == {folder}
+        fs.rm_file(f"{path}/{name}new.jpg")
+        before = versions()
+        assert before[folder] != after[folder]
+
+
+def test_a_link_to_nothing_hides_no_change(tmp_path: Path) -> None:
+    make(tmp_path, "cat/deep/a.jpg")
+    (tmp_path / "cat/deep/gone.jpg").symlink_to(tmp_path / "absent")
+    for place in (tmp_path, tmp_path / "cat/deep/*.jpg"):
+        (before,) = sources.find([str(place)])
+        make(tmp_path, f"cat/deep/{len(str(place))}.jpg")
+        assert sources.find([str(place)]) != [before]

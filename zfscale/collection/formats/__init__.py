@@ -33,6 +33,10 @@ class Format(Protocol):
     Bad input inside of a container is a Sample with a reason, never an exception. Errors of a
     network or a disk are raised, for they may pass; so are FileNotFoundError, PermissionError and
     `files.NotAFile`, of which the caller makes unreadable samples.
+
+    A format whose images are no ranges of bytes has one more member, `fetch(ref)`: the bytes of
+    the one image that is referred to, read again, or None where there is none any more. Without
+    it the range of the reference is read.
     """
 
     SUFFIXES: tuple[str, ...]
@@ -44,7 +48,8 @@ class Format(Protocol):
     def index(self, shard: Shard, warn: Warn) -> Iterator[Sample]:
         """All samples of a shard in order, without their data.
 
-        An image is referred to by offset and length in bytes of a file. What has a reason will
+        An image is referred to by offset and length in bytes of a file, or by two numbers of the
+        format's own, `row_group` and `row`, which its `fetch` understands. What has a reason will
         not be read. `warn` takes a sentence for the user, e.g. on an index file that is wrong.
         """
 

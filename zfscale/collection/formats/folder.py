@@ -55,10 +55,8 @@ def shards(places: Sequence[Place]) -> list[Shard]:
             flat = [uri for uri in level.files if _is_image(uri)]
             if flat:
                 homes[_Kind.FLAT, place.uri] = _flat(place.uri, level.files, len(flat))
-            for folder in level.folders:
-                homes[_Kind.CLASS, folder] = Shard(
-                    "folder", folder, 0, _version(folder), class_folder=True
-                )
+            for shard in files.in_threads(_class_folder, level.folders):
+                homes[_Kind.CLASS, shard.uri] = shard
         elif place.kind == "glob":
             version = files.fingerprint(place.files)
             homes[_Kind.GLOB, place.uri] = Shard("folder", place.uri, 0, version)
@@ -75,14 +73,21 @@ def _file(entry: Entry) -> Shard:
     return Shard("folder", entry.uri, entry.size, entry.version)
 
 
-def _version(folder: str) -> str | None:
-    """That of a local folder; an object store has no folders that could change."""
-    return files.version(folder) if files.local_path(folder) is not None else None
+def _class_folder(uri: str) -> Shard:
+    version = _version(uri, recursive=not files.has_no_folders(uri))
+    return Shard("folder", uri, 0, version, class_folder=True)
+
+
+def _version(folder: str, recursive: bool) -> str | None:
+    """That of a local folder tells what is straight in it; for more, its images are listed."""
+    if files.local_path(folder) is not None and not recursive:
+        return files.version(folder)
+    return files.fingerprint(files.walk(folder, SUFFIXES, recursive))
 
 
 def _flat(uri: str, listed: Collection[str], images: int) -> Shard:
     """A flat folder with its label file: labels.txt in it, or FOLDER.txt beside it."""
-    version = _version(uri)
+    version = _version(uri, recursive=False)
     labels = f"{uri}/labels.txt"
     if labels not in listed:
         labels = f"{uri}.txt"
@@ -94,8 +99,8 @@ def _flat(uri: str, listed: Collection[str], images: int) -> Shard:
             f"{labels}: {len(parsed.in_order)} labels for the {images} images of {uri}; "
             "write one a line in the sorted order of file names, or `name label` lines"
         )
-    if version is not None:  # It is part of the index: another label is another index.
-        version += f" {files.version(labels)}"
+    # The labels are part of the index: another label is another index.
+    version = f"{version} {files.version(labels)}"
     return Shard("folder", uri, 0, version, labels=labels)
 
 

@@ -65,18 +65,24 @@ def _open(uri: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _damage_tolerated() -> Iterator[None]:
-    """Ends the block quietly if the file is at fault, and not the way to it.
-
-    pyarrow reports damage as OSError without an error number; a network or a disk gives one.
-    Damaged names of columns are no Unicode.
-    """
+    """Ends the block quietly if the file is at fault, and not the way to it."""
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError, FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError):
         return
-    except OSError as error:
-        if type(error) is not OSError or error.errno is not None:
+    except Exception as error:
+        if not _is_damage(error):
             raise
+
+
+def _is_damage(error: Exception) -> bool:
+    """Pyarrow reports damage as OSError without an error number; a network or a disk gives one.
+
+    Damaged names of columns are no Unicode.
+    """
+    if isinstance(error, OSError):
+        return type(error) is OSError and error.errno is None
+    return isinstance(error, pa.ArrowException | UnicodeDecodeError)
 
 
 def index(shard: Shard, warn: Warn) -> Iterator[Sample]:  # noqa: ARG001  (nothing to warn of)
@@ -250,10 +256,17 @@ def _bytes(image: pa.Scalar | None) -> bytes | None:
     return data
 
 
-def fetch(uri: str, group: int, row: int) -> bytes | None:
-    """The image of one row again, or None where there is none."""
-    images = _row_group(uri, group)
-    return _bytes(images[row]) if images is not None and row < len(images) else None
+def fetch(ref: ImageRef) -> bytes | None:
+    """The image of one row again, or None where there is none, or no Parquet any more."""
+    if ref.row_group is None or ref.row is None:
+        return None
+    try:
+        images = _row_group(ref.uri, ref.row_group)
+    except Exception as error:
+        if not _is_damage(error):
+            raise
+        return None
+    return _bytes(images[ref.row]) if images is not None and ref.row < len(images) else None
 
 
 @functools.lru_cache(maxsize=2)

@@ -142,7 +142,8 @@ def test_a_wrong_job_is_refused_before_it_travels() -> None:
 @pytest.mark.parametrize(
     "wrong",
     ["analyses.sweep.use=[x]", "analyses={scan: {}, correspondence: {parts: 5}}",
-     "analyses.scam={}", "analyses.scan.top_k=x", "analyses.gallery={use: scan}", "analyses.scan.top=3"],
+     "analyses.scam={}", "analyses.scan.top_k=x", "analyses.gallery={use: scan}",
+     "analyses.scan.top=3"],
 )  # fmt: skip
 def test_a_wrong_analysis_is_refused_in_the_words_of_run(wrong: str) -> None:
     with pytest.raises(UsageError) as there:

@@ -10,6 +10,7 @@ import pytest
 from gallery_pages import Markup, check_links, check_pictures, check_policy
 
 from zfscale.gallery import build
+from zfscale.gallery.site import load_site, with_images
 from zfscale.runs.analysis_results import AnalysisResults
 from zfscale.runs.results import Results
 
@@ -73,6 +74,21 @@ def test_a_page_says_what_the_tables_say(run: Path) -> None:
         assert [(address, int(rank), score) for address, rank, score in shown] == expected
         wins += len(expected)
     assert wins == len(results.winners) + len(results["deep"].winners)
+
+
+def test_a_feature_that_is_inactive_in_an_image_is_no_win(run: Path) -> None:
+    results = Results(str(run))
+    winners = results["scan"].winners
+    identity, feature = winners["image_id"][0], winners["feature"][0]
+
+    def won() -> list[int]:
+        image = with_images(load_site(results), ()).images[identity]
+        own = [win for win in image.wins if win.layer.name == winners["layer"][0]]
+        return [win.feature.number for win in own if win.layer.scan == "scan"]
+
+    assert feature in won()
+    winners.loc[0, "score"] = 0.0
+    assert feature not in won()
 
 
 def test_images_are_chained_in_the_order_of_the_files(run: Path) -> None:

@@ -172,7 +172,8 @@ class Win:
 class ShownImage:
     """An image that the gallery shows whole: what it is, and what the network took it for.
 
-    `label` and `predicted` are names of classes; `wins` are in the order of scans and layers.
+    `label` and `predicted` are names of classes; `wins` are the features that are active in it, in
+    the order of scans and layers.
     """
 
     id: str
@@ -297,7 +298,8 @@ def with_images(site: Site, others: Collection[str]) -> Site:
             predicted=class_name(classes, image.predicted),
             probability=image.probability,
             ref=image.ref,
-            wins=tuple(wins.get(image.id, ())),
+            # A feature that is inactive in an image may list it for want of another.
+            wins=tuple(win for win in wins.get(image.id, ()) if win.winner.score != 0),
         )
         for image in (site.results.find_images(wanted) if wanted else ())
     }

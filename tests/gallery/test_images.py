@@ -22,7 +22,7 @@ write_run, Spec, Picture = make["write_run"], make["Spec"], make["Picture"]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Few winners, so that some images are shown by other analyses alone."""
     layers = (Spec("conv1", features=1), Spec("conv2", field=23, size=4, stride=8))
-    pictures = [Picture(f"picture-{i:02d}", i % 3, make["png"](i)) for i in range(20)]
+    pictures = [Picture(f"picture-{i:02d}", i % 3, make["png"](i)) for i in range(40)]
     folder = tmp_path_factory.mktemp("images")
     run = write_run(folder, layers, pictures, ["cat", "dog", "owl"], k=3)
     make["add_scan"](run, layers[:1], name="deep", deconvolve=None, k=3)
@@ -144,7 +144,9 @@ def test_images_are_looked_up_by_id_in_one_pass(
 
     monkeypatch.setattr(AnalysisResults, "dataset", counted)
     build(str(run), str(tmp_path / "out"))
-    assert passes == [len(list((tmp_path / "out" / "images").glob("*.html")))]
+    shown = len(list((tmp_path / "out" / "images").glob("*.html")))
+    assert passes == [shown]
+    assert shown < Results(str(run))["scan"].counts.ok
 
 
 def test_an_image_without_label_and_classes(tmp_path: Path) -> None:

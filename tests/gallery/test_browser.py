@@ -255,7 +255,7 @@ def test_pages_of_images(page: "api.Page", chapters: str) -> None:
     page.goto(f"{chapters}/deep/features/conv2/0001.html")
     page.locator(".winners .key a").first.click()
     page.wait_for_url(f"{chapters}/images/*.html")
-    page.locator(".wins a").first.click()
+    page.locator(".wins li a").first.click()
     page.wait_for_url(lambda url: "/features/" in url)
     page.goto(occluded(page, chapters)[0])
     page.locator("a.link[href*='images/']").click()

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from zfscale import job
 from zfscale.cluster import submit
+from zfscale.engine import resolve
 from zfscale.errors import UsageError
 
 JOB = "run: /shared/runs/x\nmodel: zfscale:zfnet\nweights: seed:0\nimages: s3://bucket/*.tar\n"
@@ -135,6 +137,23 @@ def test_paths_that_mean_nothing_on_the_cluster_are_refused(key: str, value: str
 def test_a_wrong_job_is_refused_before_it_travels() -> None:
     with pytest.raises(UsageError, match=r"my\.yaml: bath: unknown key"):
         submit.submit(FakeClient(), JOB + "bath: 3\n", place="my.yaml")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["analyses.sweep.use=[x]", "analyses={scan: {}, correspondence: {parts: 5}}",
+     "analyses.scam={}", "analyses.scan.top_k=x", "analyses.gallery={use: scan}",
+     "analyses.scan.top=3"],
+)  # fmt: skip
+def test_a_wrong_analysis_is_refused_in_the_words_of_run(wrong: str) -> None:
+    with pytest.raises(UsageError) as there:
+        resolve.resolve(job.parse(JOB, "job", ("device=cpu", "images=/data", wrong)))
+    client = FakeClient()
+    with pytest.raises(UsageError) as here:
+        submit.submit(client, JOB, [wrong])
+    assert str(here.value) == str(there.value)
+    assert str(here.value).startswith("analyses.")
+    assert client.sent == {}
 
 
 @pytest.mark.parametrize(
@@ -280,8 +299,8 @@ def test_a_job_on_a_real_cluster(
         "from zfscale.models.networks.zfnet_mini import PREPROCESSING, build as net\n"
         "def build():\n    return net(), PREPROCESSING\n"
     )
-    job = job_file(tmp_path, "mynet:build", parts_images)
-    done = zf("submit", str(job), "--wait", "--set", "workers=1")
+    file = job_file(tmp_path, "mynet:build", parts_images)
+    done = zf("submit", str(file), "--wait", "--set", "workers=1")
     assert done.returncode == 0, done.stdout + done.stderr
     submission = done.stdout.split()[0]
     assert "60 images in = 60 ok" in done.stdout
@@ -295,7 +314,7 @@ def test_a_job_on_a_real_cluster(
 
     failing = zf(
         "submit",
-        str(job),
+        str(file),
         "--wait",
         "--set",
         "images=/no/such/*.tar",

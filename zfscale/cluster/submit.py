@@ -27,7 +27,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import zfscale
-from zfscale import analyses
 from zfscale.cluster.authentication import (
     dashboard_refuses,
     ensure_token,
@@ -35,7 +34,7 @@ from zfscale.cluster.authentication import (
     sends_token,
 )
 from zfscale.cluster.session import ray_module
-from zfscale.engine.stages import option_files
+from zfscale.engine.stages import kinds_of, option_files, options_of
 from zfscale.errors import UsageError
 from zfscale.job import Job, parse
 
@@ -240,9 +239,9 @@ def _check_paths(job: Job, place: str) -> None:
     weights = job.weights if job.weights and not job.weights.startswith("seed:") else None
     named = [("run", job.run), ("weights", weights), ("classes", job.classes)]
     named += [("images", each) for each in job.images]
-    for name, options in job.analyses.items():
-        kind = analyses.load(options.get("use", name))
-        paths = {key: options[key] for key in option_files(kind) & options.keys()}
+    for name, kind in kinds_of(job).items():
+        options = options_of(name, kind, job.analyses[name])
+        paths = {key: getattr(options, key) for key in sorted(option_files(kind))}
         named += [(f"analyses.{name}.{key}", path) for key, path in paths.items()]
     for key, value in named:
         if value and "://" not in value and not Path(value).is_absolute():

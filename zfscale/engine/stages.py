@@ -67,11 +67,7 @@ def choose_stages(
 ) -> tuple[Stage, ...]:
     """The analyses of the job in their order, with those that they bring or that come first."""
     entries = {name: dict(given) for name, given in job.analyses.items()}
-    for name in entries:
-        _check_name(name)
-    kinds: dict[str, type[Analysis[Any]]] = {}
-    for name, given in entries.items():
-        kinds[name] = _kind(name, given)
+    kinds = kinds_of(job)
     for name in list(entries):
         for kind in kinds[name].brings:
             if not _is_brought(kind, name, entries, kinds):
@@ -97,6 +93,13 @@ def choose_stages(
         depends[name] = (analysis.kind, needs)
     _check_tables(stages, known)
     return tuple(stages)
+
+
+def kinds_of(job: Job) -> dict[str, type[Analysis[Any]]]:
+    """The kind of each analysis that a job names. Raises UsageError for a wrong name or kind."""
+    for name in job.analyses:
+        _check_name(name)
+    return {name: _kind(name, given) for name, given in job.analyses.items()}
 
 
 def _check_name(name: str) -> None:
@@ -219,11 +222,21 @@ def _check_said(
 
 
 def _options(name: str, kind: type[Analysis[Any]], given: Mapping[str, Any]) -> BaseModel:
-    """The options of an analysis. Raises UsageError naming key, value and what was expected."""
+    """The options of an analysis, with files at places that everybody else will find."""
+    places = {
+        key: files.canonical(given[key])
+        for key in option_files(kind) & given.keys()
+        if isinstance(given[key], str)
+    }
+    return options_of(name, kind, {**given, **places})
+
+
+def options_of(name: str, kind: type[Analysis[Any]], given: Mapping[str, Any]) -> BaseModel:
+    """The options of an analysis as they are written in a job file.
+
+    Raises UsageError naming key, value and what was expected.
+    """
     own = {key: value for key, value in given.items() if key not in _NOT_OPTIONS}
-    for key in option_files(kind) & own.keys():
-        if isinstance(own[key], str):
-            own[key] = files.canonical(own[key])
     try:
         return kind.Options.model_validate(own)
     except ValidationError as error:

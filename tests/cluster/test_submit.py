@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from zfscale import job
+from zfscale.cli import commands
+from zfscale.cli.exit import exit_code
 from zfscale.cluster import submit
 from zfscale.engine import resolve
 from zfscale.errors import UsageError
@@ -73,6 +75,19 @@ def test_the_command_is_fixed_and_quoted() -> None:
     assert shlex.split(client.sent["entrypoint"]) == [
         "python", "-m", "zfscale", "run", name, "--address", "auto",
         "--set", "batch=64", "--set", nasty,
+    ]  # fmt: skip
+
+
+def test_options_of_run_reach_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient()
+    monkeypatch.setattr(submit, "connect", lambda address, insecure: client)
+    (tmp_path / "job.yaml").write_text(JOB)
+    typed = ["submit", str(tmp_path / "job.yaml"), "--address", HOME, "--set", "batch=64"]
+    assert exit_code(commands, [*typed, "--replace", "scan", "--replace", "a sweep"]) == 0
+    sent = shlex.split(client.sent["entrypoint"])
+    assert sent[4:] == [
+        *client.files, "--address", "auto", "--set", "batch=64",
+        "--replace", "scan", "--replace", "a sweep",
     ]  # fmt: skip
 
 

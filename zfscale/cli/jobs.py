@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zfscale.cli.run import sets
+from zfscale.cli.run import replaces, sets
 from zfscale.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,9 +35,16 @@ def on_cluster(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.argument("job_file", metavar="JOB.yaml")
 @sets
+@replaces
 @click.option("--wait", is_flag=True, help="Show its log, and end with its exit code.")
 @on_cluster
-def submit(client: Any, job_file: str, overrides: tuple[str, ...], wait: bool) -> None:
+def submit(
+    client: Any,
+    job_file: str,
+    overrides: tuple[str, ...],
+    replaced: tuple[str, ...],
+    wait: bool,
+) -> None:
     """Start a job on a cluster, and print its id."""
     from zfscale.cluster import submit as cluster
 
@@ -45,7 +52,7 @@ def submit(client: Any, job_file: str, overrides: tuple[str, ...], wait: bool) -
         text = Path(job_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{job_file}: cannot read the job file: {error}") from error
-    submission = cluster.submit(client, text, overrides, job_file)
+    submission = cluster.submit(client, text, overrides, job_file, replaced)
     click.echo(submission)
     if wait:
         state = cluster.follow(client, submission, _print_log)

@@ -25,6 +25,11 @@ sets = click.option(
     help="Overrule a key of the job file by its dotted path; may be repeated.",
 )  # fmt: skip
 
+replaces = click.option(
+    "--replace", "replaced", multiple=True, metavar="NAME",
+    help="Drop the results of this analysis first; may be repeated.",
+)  # fmt: skip
+
 
 @click.command()
 @click.argument("job_file", metavar="JOB.yaml")
@@ -35,13 +40,7 @@ sets = click.option(
 @click.option(
     "--max-quarantined", type=float, metavar="F", help="The same as --set max_quarantined=F."
 )
-@click.option(
-    "--replace",
-    "replaced",
-    multiple=True,
-    metavar="NAME",
-    help="Drop the results of this analysis first; may be repeated.",
-)
+@replaces
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary as JSON lines.")
 def run(
     job_file: str,

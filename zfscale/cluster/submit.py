@@ -84,12 +84,18 @@ def connect(address: str, insecure: bool = False) -> Client:
         raise UsageError(f"--address {address}: {error}") from error
 
 
-def submit(client: Client, text: str, overrides: Sequence[str] = (), place: str = "job") -> str:
+def submit(
+    client: Client,
+    text: str,
+    overrides: Sequence[str] = (),
+    place: str = "job",
+    replaced: Sequence[str] = (),
+) -> str:
     """Start the job file `text` on the cluster and return the id of the submission.
 
     The job is checked here first: every path in it must mean the same on all machines. The module
     of a model is sent along if it lies in the current directory. `place` names the file in
-    messages. Raises UsageError.
+    messages. `replaced` are analyses whose results are dropped first. Raises UsageError.
     """
     job = parse(text, place, tuple(overrides))
     _check_paths(job, place)
@@ -99,7 +105,7 @@ def submit(client: Client, text: str, overrides: Sequence[str] = (), place: str 
         _add_module(job.model, Path(folder))
         # The directory and the package are uploaded here, each under the hash of its content.
         submission: str = client.submit_job(
-            entrypoint=shlex.join(_command(name, overrides)),
+            entrypoint=shlex.join(_command(name, overrides, replaced)),
             runtime_env={
                 "working_dir": folder,
                 "py_modules": [str(Path(zfscale.__file__).parent)],
@@ -184,9 +190,10 @@ def _our_packages() -> set[str]:
     return {"zfscale"} | {name[0] for name in names if name}
 
 
-def _command(name: str, overrides: Sequence[str]) -> list[str]:
+def _command(name: str, overrides: Sequence[str], replaced: Sequence[str]) -> list[str]:
     sets = [argument for override in overrides for argument in ("--set", override)]
-    return ["python", "-m", "zfscale", "run", name, "--address", "auto", *sets]
+    replace = [argument for analysis in replaced for argument in ("--replace", analysis)]
+    return ["python", "-m", "zfscale", "run", name, "--address", "auto", *sets, *replace]
 
 
 def _state(info: Any) -> JobState:

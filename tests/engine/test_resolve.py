@@ -102,6 +102,14 @@ def test_a_run_among_its_images_is_refused(run: str, images: str) -> None:
         resolved(run=run, images=images, **MODEL)
 
 
+def test_a_run_inside_of_a_run_is_refused(here: Path) -> None:
+    outer = here / "outer"
+    (outer / "manifest").mkdir(parents=True)
+    (outer / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match="lies inside of the run"):
+        resolved(**{**NEW, "run": str(outer / "segments" / "x")})
+
+
 def test_device_and_cores_are_asked_for_where_they_are_open() -> None:
     job = resolved(**NEW, machine=Machine("cuda", 64))
     assert (job.device, job.threads_per_worker, job.decode_threads) == ("cuda", THREADS, THREADS)

@@ -16,7 +16,7 @@ from PIL import Image
 from zfscale import collection as sources
 from zfscale.engine import driver, resolve
 from zfscale.engine.worker import Serial
-from zfscale.errors import ZfscaleError
+from zfscale.errors import UsageError, ZfscaleError
 from zfscale.gallery import build
 from zfscale.gallery.pictures import fit, montage, to_grey
 from zfscale.job import Job
@@ -108,6 +108,14 @@ def test_odd_layers_show_what_there_is(run: Path) -> None:
 
 def test_every_image_has_its_size_and_a_text(run: Path) -> None:
     check_pictures(run / "gallery")
+
+
+def test_a_run_is_no_place_for_a_gallery(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UsageError, match=r"--out: .* is a run"):
+        build(str(run), f"{run}/")
+    assert sorted(run.rglob("*")) == before
 
 
 def test_building_again_changes_nothing(run: Path) -> None:

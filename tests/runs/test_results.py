@@ -300,6 +300,7 @@ def test_results_of_a_replaced_scan_are_outdated(tmp_path: Path) -> None:
     assert "occlusion" not in results.tables
     with pytest.raises(UsageError, match="the analysis occlusion is outdated"):
         results["occlusion"].table()
+    assert "occlusion (outdated)" in repr(results)
 
 
 def test_a_scan_without_winners_has_empty_tables(tmp_path: Path) -> None:
@@ -378,6 +379,19 @@ def test_damaged_run(tmp_path: Path) -> None:
     (run / "run.json").write_text('{"run_id": ')
     with pytest.raises(IntegrityError, match="damaged"):
         zfscale.open(str(run))
+
+
+def test_damaged_and_missing_arrays_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (described,) = (run / "projections.zarr" / "conv1").glob("zarr.json")
+    described.write_text("{}")
+    with pytest.raises(
+        IntegrityError, match=r"projections\.zarr/conv1: .* deconvolve makes it anew"
+    ):
+        zfscale.open(str(run)).projection("conv1", 0)
+    described.unlink()
+    with pytest.raises(IntegrityError, match=r"projections\.zarr/conv1: it is missing or damaged"):
+        zfscale.open(str(run))["deconvolve"].array("projections.zarr/conv1")
 
 
 def test_image_gone_or_changed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -101,6 +102,7 @@ def resolve(
     for place in images:
         if f"{run}/".startswith(f"{place}/") or place.startswith(f"{run}/"):
             raise UsageError(f"run: {run} and the images at {place} lie one inside the other")
+    _check_no_run_around(run)
     if job.format is not None:
         collection.check_format(job.format)
     if job.model is None:
@@ -139,6 +141,13 @@ def resolve(
         replaced=replaced,
         command=command,
     )
+
+
+def _check_no_run_around(run: str) -> None:
+    """Refuse a run inside of another one, which would take its files for garbage of its own."""
+    for parent in () if "://" in run else Path(run).parents:
+        if (parent / "run.json").is_file() and (parent / manifests.FOLDER).is_dir():
+            raise UsageError(f"run: {run} lies inside of the run {parent}: choose another place")
 
 
 def _located(job: Job) -> Job:

@@ -29,11 +29,16 @@ def build(run: str, out: str | None = None, progress: Progress | None = None) ->
 
     `run` and `out` are directories or URLs; `out` is RUN/gallery if left out. Building again
     replaces every file by an equal one. Raises what `Results` raises; also if an image that is
-    shown is gone from where the scan found it.
+    shown is gone from where the scan found it, and UsageError where `out` is a run itself.
     """
     gallery = Gallery(Results(run))
     address = (out or f"{gallery.site.results.run}/gallery").rstrip("/")
     storage = open_storage(address)
+    if storage.exists("run.json"):
+        raise UsageError(
+            f"--out: {address} is a run, and pages would lie among its tables; name a directory of "
+            f"its own, e.g. {address}/gallery"
+        )
     total = gallery.count()
     for done, file in enumerate(gallery.files(), start=1):
         storage.write(file.path, file.data)

@@ -64,7 +64,7 @@ def _import(name: str) -> Any:
             f"model: {name}: {error}; run from the directory that holds the module, "
             f"or install what it needs"
         ) from error
-    except Exception as error:  # it is the user's code: whatever it raises is its own fault
+    except (Exception, SystemExit) as error:  # the user's code: whatever it raises is its fault
         raise UsageError(f"model: {name}: importing it raised {_brief(error)}") from error
     factory = getattr(module, attribute, None)
     if factory is None:
@@ -85,11 +85,11 @@ def _call(name: str, factory: Callable[[], Any]) -> Any:
         return factory()
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # it may also try to end the process
         raise UsageError(f"model: {name}: calling it raised {_brief(error)}") from error
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """The error with the place in the user's code where it happened."""
     at = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 import zarr
 
-from zfscale.errors import UsageError
+from zfscale.errors import IntegrityError, UsageError
 from zfscale.records import Layer, array_path
 from zfscale.runs import tables as stored
 from zfscale.runs.record import RunRecord
@@ -96,15 +96,23 @@ class AnalysisResults:
         return self._storage.exists(f"{array_path(path, self.kind, self.name)}/zarr.json")
 
     def array(self, path: str) -> zarr.Array[Any]:
-        """An array unread. Raises UsageError if there is none."""
+        """An array unread. Raises UsageError if there is none, IntegrityError if it is damaged."""
+        place = array_path(path, self.kind, self.name)
+        damaged = f"{self._storage.url}/{place}: it is missing or damaged; the job of {self.name} "
+        damaged += "makes it anew, and `zfscale verify` names every file"
         if not self.has_array(path):
+            if self.is_readable and f"{place}/zarr.json" in self._published:
+                raise IntegrityError(damaged)
             raise UsageError(
                 f"{self._storage.url}: there is no {path}: the analysis {self.name} has none of it"
                 if self.is_readable
                 else f"{self._storage.url}: there is no {path}: {self.reason(path)}"
             )
-        store, _, inside = array_path(path, self.kind, self.name).partition("/")
-        return zarr.open_array(f"{self._storage.url}/{store}", path=inside, mode="r")
+        store, _, inside = place.partition("/")
+        try:
+            return zarr.open_array(f"{self._storage.url}/{store}", path=inside, mode="r")
+        except Exception as error:  # of a damaged description zarr makes errors of many kinds
+            raise IntegrityError(f"{damaged} ({type(error).__name__}: {error!s:.200})") from error
 
     def _attribute(self, table: str) -> str:
         return table.removeprefix(f"{self.kind}_")

@@ -68,7 +68,9 @@ class Results:
         features = sum(layer.channels for layer in self.layers.values())
         done = [name for name, each in self.analyses.items() if each.is_readable]
         left = [
-            f"{name} ({each.state})" for name, each in self.analyses.items() if name not in done
+            f"{name} ({'outdated' if each.is_outdated else each.state})"
+            for name, each in self.analyses.items()
+            if name not in done
         ]
         return (
             f"<zfscale run {self.run!r}: {self.model}, {len(self.layers)} layers,"

@@ -160,6 +160,7 @@ def _command(command: click.Command, name: str) -> Iterator[str]:
     yield f"## {name}" if " " in name else "## Options of all commands"
     yield from ("", cleandoc(command.help or ""), "", "```", f"{name} {usage}", "```", "")
     options = [each for each in command.params if isinstance(each, click.Option)]
+    options = [each for each in options if not each.hidden]
     if options:
         yield from ("| option | what it does |", "|---|---|")
         for option in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -17,7 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tinyjobs
 
+import zfscale
 from zfscale import job
 from zfscale.cli import commands
 from zfscale.cli.exit import exit_code
@@ -81,14 +84,25 @@ def test_the_command_is_fixed_and_quoted() -> None:
 def test_options_of_run_reach_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = FakeClient()
     monkeypatch.setattr(submit, "connect", lambda address, insecure: client)
-    (tmp_path / "job.yaml").write_text(JOB)
-    typed = ["submit", str(tmp_path / "job.yaml"), "--address", HOME, "--set", "batch=64"]
+    monkeypatch.chdir(tmp_path)
+    Path("my job.yaml").write_text(JOB)
+    typed = ["submit", "my job.yaml", "--set", "batch=64", "--address", HOME, "--insecure"]
     assert exit_code(commands, [*typed, "--replace", "scan", "--replace", "a sweep"]) == 0
     sent = shlex.split(client.sent["entrypoint"])
     assert sent[4:] == [
         *client.files, "--address", "auto", "--set", "batch=64",
         "--replace", "scan", "--replace", "a sweep",
+        "--resume-with", shlex.join(["zfscale", *typed]),
     ]  # fmt: skip
+
+
+def test_a_run_records_the_command_it_is_told_to_go_on_with(tmp_path: Path) -> None:
+    tinyjobs.write_shards(tmp_path / "shards", 1)
+    file = tmp_path / "job-1234.yaml"
+    file.write_text(json.dumps(tinyjobs.spec(tmp_path / "run", tmp_path / "shards")))
+    told = f"zfscale submit 'my job.yaml' --address {HOME}"
+    assert exit_code(commands, ["run", str(file), "--serial", "--resume-with", told]) == 0
+    assert zfscale.open(tmp_path / "run")["scan"].command == told
 
 
 def test_the_same_job_has_the_same_name_and_another_has_another() -> None:

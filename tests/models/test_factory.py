@@ -32,6 +32,9 @@ def complete():
 def nothing():
     return None
 
+def ending():
+    raise SystemExit(3)
+
 def half_right():
     return plain(), (0.5, 0.5, 0.5)
 
@@ -118,6 +121,7 @@ def test_weights_of_a_file_are_put_into_the_module(tmp_path: Path) -> None:
         ("zfscale_test_net:number", "number is a int; expected a function"),
         ("zfscale_test_net:net", "net is a Conv2d; expected a function"),
         ("zfscale_test_net:nothing", "returned a NoneType; expected an nn.Module"),
+        ("zfscale_test_net:ending", "calling it raised SystemExit: 3"),
         ("zfscale_test_net:half_right", r"returned \(Sequential, tuple\); expected an nn.Module"),
         ("zfscale_test_net:not_finite", "0.bias holds 4 values that are NaN or Inf"),
     ],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zfscale.cli.run import replaces, sets
+from zfscale.cli.run import job_command, replaces, sets
 from zfscale.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def submit(
         text = Path(job_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{job_file}: cannot read the job file: {error}") from error
-    submission = cluster.submit(client, text, overrides, job_file, replaced)
+    given = click.get_current_context().params
+    options = ["--address", given["address"]]
+    options += [f"--{name}" for name in ("insecure", "wait") if given[name]]
+    resume_with = job_command("submit", job_file, overrides, options)
+    submission = cluster.submit(client, text, overrides, job_file, replaced, resume_with)
     click.echo(submission)
     if wait:
         state = cluster.follow(client, submission, _print_log)

@@ -14,7 +14,7 @@ from zfscale.cli.exit import resumable
 from zfscale.errors import OverBudget, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from zfscale.engine.events import Summary
     from zfscale.engine.resolve import Machine, ResolvedJob
@@ -42,6 +42,7 @@ replaces = click.option(
 )
 @replaces
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary as JSON lines.")
+@click.option("--resume-with", hidden=True, help="The command that goes on with the job.")
 def run(
     job_file: str,
     overrides: tuple[str, ...],
@@ -49,6 +50,7 @@ def run(
     serial: bool,
     replaced: tuple[str, ...],
     as_json: bool,
+    resume_with: str | None,
     **shorthands: float | None,
 ) -> None:
     """Carry out a job, or what is left of it.
@@ -61,7 +63,8 @@ def run(
         raise UsageError("--serial and --address contradict each other: give one of them")
     # `workers` and `max_quarantined`
     overrides += tuple(f"{key}={value}" for key, value in shorthands.items() if value is not None)
-    command = job_command(job_file, overrides, address, serial)
+    where = ["--serial"] if serial else [] if address is None else ["--address", address]
+    command = resume_with or job_command("run", job_file, overrides, where)
     wanted = job.load(job_file, overrides)
     from zfscale.engine import driver, progress, resolve
 
@@ -112,12 +115,11 @@ def _tell(epoch: object) -> None:
 
 
 def job_command(
-    job_file: str, overrides: tuple[str, ...], address: str | None, serial: bool
+    command: str, job_file: str, overrides: Sequence[str], options: Sequence[str]
 ) -> str:
     """The command line that goes on with a job: without --replace, which would drop it again."""
     sets = [argument for override in overrides for argument in ("--set", override)]
-    where = ["--serial"] if serial else [] if address is None else ["--address", address]
-    return shlex.join(["zfscale", "run", job_file, *sets, *where])
+    return shlex.join(["zfscale", command, job_file, *sets, *options])
 
 
 def _machine_of(address: str) -> Callable[[], Machine]:

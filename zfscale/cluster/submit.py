@@ -90,12 +90,14 @@ def submit(
     overrides: Sequence[str] = (),
     place: str = "job",
     replaced: Sequence[str] = (),
+    resume_with: str | None = None,
 ) -> str:
     """Start the job file `text` on the cluster and return the id of the submission.
 
     The job is checked here first: every path in it must mean the same on all machines. The module
     of a model is sent along if it lies in the current directory. `place` names the file in
-    messages. `replaced` are analyses whose results are dropped first. Raises UsageError.
+    messages. `replaced` are analyses whose results are dropped first. `resume_with` is
+    the command that goes on with the job, for its log and its run. Raises UsageError.
     """
     job = parse(text, place, tuple(overrides))
     _check_paths(job, place)
@@ -105,7 +107,7 @@ def submit(
         _add_module(job.model, Path(folder))
         # The directory and the package are uploaded here, each under the hash of its content.
         submission: str = client.submit_job(
-            entrypoint=shlex.join(_command(name, overrides, replaced)),
+            entrypoint=shlex.join(_command(name, overrides, replaced, resume_with)),
             runtime_env={
                 "working_dir": folder,
                 "py_modules": [str(Path(zfscale.__file__).parent)],
@@ -190,10 +192,13 @@ def _our_packages() -> set[str]:
     return {"zfscale"} | {name[0] for name in names if name}
 
 
-def _command(name: str, overrides: Sequence[str], replaced: Sequence[str]) -> list[str]:
+def _command(
+    name: str, overrides: Sequence[str], replaced: Sequence[str], resume_with: str | None
+) -> list[str]:
     sets = [argument for override in overrides for argument in ("--set", override)]
     replace = [argument for analysis in replaced for argument in ("--replace", analysis)]
-    return ["python", "-m", "zfscale", "run", name, "--address", "auto", *sets, *replace]
+    resume = [] if resume_with is None else ["--resume-with", resume_with]
+    return ["python", "-m", "zfscale", "run", name, "--address", "auto", *sets, *replace, *resume]
 
 
 def _state(info: Any) -> JobState:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -133,13 +134,55 @@ def test_it_is_verified_like_the_others(site: Path, run: Path) -> None:
     ],
 )
 def test_a_broken_package_is_told_in_one_line(tmp_path: Path, module: str, told: str) -> None:
-    described = tmp_path / "zfscale_broken-1.0.dist-info"
-    described.mkdir()
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: zfscale-broken\nVersion: 1\n")
-    (described / "entry_points.txt").write_text("[zfscale.analyses]\nbroken = broken:Broken\n")
-    (tmp_path / "broken.py").write_text(module)
-    work = {"run": str(tmp_path / "run"), "model": "zfscale:zfnet-mini", "images": "images"}
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**work, "analyses": {"broken": {}}}))
-    done = command_line(tmp_path, "run", str(tmp_path / "job.yaml"), "--serial")
+    add_broken(tmp_path, "analyses", "broken = broken:Broken", module)
+    done = run_job(tmp_path, analyses={"broken": {}})
     assert done.returncode == 2
     assert done.stderr == f"zfscale: the analysis broken of the package zfscale-broken{told}\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "keys", "told"),
+    [
+        ("sources", "broken", {}, "format"),
+        ("storages", "memory", {"run": "memory://run"}, "storage"),
+        ("models", "broken", {"model": "broken:net"}, "source of models"),
+    ],
+)
+def test_whatever_a_broken_package_adds(
+    group: str, name: str, keys: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"")
+    add_broken(tmp_path, group, f"{name} = broken", "import nowhere\n")
+    done = run_job(tmp_path, images=str(tmp_path / "images"), **keys)
+    assert done.returncode == 2, done.stderr
+    (line,) = [each for each in done.stderr.splitlines() if each.startswith("zfscale:")]
+    assert line == (
+        f"zfscale: the {told} {name} of the package zfscale-broken (broken) cannot be loaded: "
+        "ModuleNotFoundError: No module named 'nowhere'"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_format_that_lacks_something(tmp_path: Path) -> None:
+    add_broken(tmp_path, "sources", "broken = broken", "SUFFIXES = ()\nshards = index = read = 1\n")
+    done = run_job(tmp_path, format="broken")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "zfscale: the format broken of the package zfscale-broken: broken has no class_names, "
+        "records\n"
+    )
+
+
+def add_broken(site: Path, group: str, entry: str, module: str) -> None:
+    described = site / "zfscale_broken-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: zfscale-broken\nVersion: 1\n")
+    (described / "entry_points.txt").write_text(f"[zfscale.{group}]\n{entry}\n")
+    (site / "broken.py").write_text(module)
+
+
+def run_job(site: Path, **keys: Any) -> subprocess.CompletedProcess[str]:
+    work = {"run": str(site / "run"), "model": "zfscale:zfnet-mini", "images": "images"}
+    (site / "job.yaml").write_text(yaml.safe_dump(work | keys))
+    return command_line(site, "run", str(site / "job.yaml"), "--serial")

@@ -14,6 +14,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from zfscale import plugins
 from zfscale.analysis import Analysis
 from zfscale.errors import UsageError
 
@@ -42,23 +43,13 @@ def load(kind: str) -> type[Analysis[Any]]:
 
 def _from_package(entry: EntryPoint) -> type[Analysis[Any]]:
     """The class that a package adds. Whatever is wrong with it is told as the package's fault."""
-    try:
-        found = entry.load()
-    except Exception as error:  # it is a package's code: whatever it raises
-        raise UsageError(
-            f"the analysis {entry.name} of the package {_package(entry)} ({entry.value}) cannot "
-            f"be loaded: {type(error).__name__}: {error}"
-        ) from error
+    found = plugins.load(entry, "analysis")
     if not (isinstance(found, type) and issubclass(found, Analysis) and found.kind == entry.name):
         raise UsageError(
-            f"the analysis {entry.name} of the package {_package(entry)}: {entry.value} is no "
-            f"subclass of zfscale.analysis.Analysis with kind = {entry.name!r}"
+            f"{plugins.described(entry, 'analysis')}: {entry.value} is no subclass of "
+            f"zfscale.analysis.Analysis with kind = {entry.name!r}"
         )
     return found
-
-
-def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "?"
 
 
 @cache

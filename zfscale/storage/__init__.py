@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from importlib.metadata import entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
 
+from zfscale import plugins
 from zfscale.storage.base import Storage
 from zfscale.storage.local import Directory
 from zfscale.storage.objects import ObjectStore
@@ -28,18 +28,21 @@ GROUP = "zfscale.storages"
 def open_storage(url: str) -> Storage:
     """The storage at a directory or URL. Nothing is created or contacted yet.
 
-    Raises UsageError for a scheme that nothing is known of.
+    Raises UsageError for a scheme that nothing is known of, and where the package that adds it
+    is broken.
     """
     scheme, separator, path = url.partition("://")
     if not separator:
         return Directory.at(url)
     if scheme == "file":
         return Directory.at(path)
-    plugin = _plugins().get(scheme)
-    opener: Callable[[str], Storage] = ObjectStore.at if plugin is None else plugin.load()
+    added = _plugins().get(scheme)
+    if added is None:
+        return ObjectStore.at(url)
+    opener: Callable[[str], Storage] = plugins.load(added, "storage")
     return opener(url)
 
 
 @functools.cache
-def _plugins() -> dict[str, Any]:
+def _plugins() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -11,9 +11,10 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
+from zfscale import plugins
 from zfscale.errors import UsageError
 from zfscale.records import ImageRef, Sample, Shard
 from zfscale.storage.files import Place
@@ -69,6 +70,9 @@ class Format(Protocol):
         """
 
 
+_MEMBERS = ("SUFFIXES", "shards", "index", "read", "class_names", "records")
+
+
 def names() -> list[str]:
     """The names of all formats there are, sorted."""
     return sorted({*_built_in(), *_plugins()})
@@ -76,11 +80,19 @@ def names() -> list[str]:
 
 @functools.cache
 def get(name: str) -> Format:
-    """The format of this name. Raises UsageError, which lists what there is."""
+    """The format of this name. Raises UsageError, which lists what there is, or names the package
+    that adds a broken one.
+    """
     if name in _built_in():
         module: Any = importlib.import_module(f"{__name__}.{name}")
     elif name in _plugins():
-        module = _plugins()[name].load()
+        entry = _plugins()[name]
+        module = plugins.load(entry, "format")
+        missing = [member for member in _MEMBERS if not hasattr(module, member)]
+        if missing:
+            raise UsageError(
+                f"{plugins.described(entry, 'format')}: {entry.value} has no {', '.join(missing)}"
+            )
     else:
         raise UsageError(f"format: {name!r} is unknown; there are {', '.join(names())}")
     return module  # type: ignore[no-any-return]
@@ -97,5 +109,5 @@ def _built_in() -> frozenset[str]:
 
 
 @functools.cache
-def _plugins() -> dict[str, Any]:
+def _plugins() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}

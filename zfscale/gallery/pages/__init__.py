@@ -39,6 +39,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zfscale import plugins
 from zfscale.errors import UsageError, ZfscaleError
 from zfscale.gallery.site import OVERVIEW, Site
 
@@ -220,17 +221,10 @@ def with_neighbours(items: Iterable[Item]) -> Iterator[tuple[Item | None, Item, 
 
 
 def _load(entry: EntryPoint) -> PageModule:
-    package = entry.dist.name if entry.dist is not None else "?"
-    try:
-        module = entry.load()
-    except Exception as error:  # it is a package's code: whatever it raises
-        raise UsageError(
-            f"the pages {entry.name} of the package {package} ({entry.value}) cannot be loaded: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    module = plugins.load(entry, "pages")
     if not any(hasattr(module, function) for function in FUNCTIONS):
         raise UsageError(
-            f"the pages {entry.name} of the package {package}: {entry.value} has none of the "
-            f"functions {', '.join(FUNCTIONS)}"
+            f"{plugins.described(entry, 'pages')}: {entry.value} has none of the functions "
+            f"{', '.join(FUNCTIONS)}"
         )
-    return PageModule(entry.name, module, package)
+    return PageModule(entry.name, module, entry.dist.name if entry.dist is not None else "?")

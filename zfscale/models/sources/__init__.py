@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from zfscale.errors import UsageError
+from zfscale import plugins
 from zfscale.records import Preprocessing
 
 GROUP = "zfscale.models"
@@ -45,14 +45,7 @@ def source(prefix: str) -> ModelSource | None:
         module: Any = importlib.import_module(f"{__name__}.{prefix}")
         return module  # type: ignore[no-any-return]
     for entry in entry_points(group=GROUP, name=prefix):
-        try:
-            added: Any = entry.load()
-        except Exception as error:  # it is a package's code: whatever it raises
-            raise UsageError(
-                f"model: {prefix}:…: {entry.value}, which an installed package adds, cannot be "
-                f"loaded: {type(error).__name__}: {error}"
-            ) from error
-        return added  # type: ignore[no-any-return]
+        return plugins.load(entry, "source of models")  # type: ignore[no-any-return]
     return None
 
 

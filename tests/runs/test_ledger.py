@@ -485,7 +485,6 @@ def test_an_interruption_of_a_commit_that_is_written_loses_nothing(storage, rece
         patch.setattr(type(storage), "create", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ledger.commit("scan", [one])
-    ledger.commit("scan", [one])
     ledger.end("scan", State.INTERRUPTED, 1.0)
     assert tasks(storage) == [one]
     assert manifests.load(storage).analyses["scan"].state == State.INTERRUPTED
